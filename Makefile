@@ -1,0 +1,57 @@
+# make demo   sets up and runs the main job        make test   sets up and runs every check and test
+# make check  formatting, types, floors, stubs     make bench  the figures      make proto  the stubs anew
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROTO_VENV ?= .venv-proto
+PROTOS := $(wildcard protos/koinon_core/wire/v1/*.proto)
+PIP := -m pip install --quiet --disable-pip-version-check
+export OMP_WAIT_POLICY = passive
+
+.PHONY: help demo test check bench proto clean
+.DEFAULT_GOAL := help
+
+help: ## the targets
+	@sed -n 's/^# //p' Makefile
+
+# A stamp an extra: nothing is installed again until pyproject.toml changes.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Koinon needs Python >= 3.11, this is " + sys.version.split()[0] + "; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python $(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python $(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+# The stubs are made by the oldest generator of our range, so that users' older stacks load them too; it wants
+# an older protobuf than we run with, hence a venv of its own.
+$(PROTO_VENV)/.ready: | $(VENV)/bin/python
+	$(BIN)/python -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/python $(PIP) 'grpcio-tools==1.74.*'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/koinon demo
+
+check: $(VENV)/.dev $(PROTO_VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PROTO_PYTHON=$(PROTO_VENV)/bin/python sh deploy/protos.sh --check
+
+test: check
+	$(BIN)/pytest
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench
+
+proto: $(PROTO_VENV)/.ready
+	PROTO_PYTHON=$(PROTO_VENV)/bin/python sh deploy/protos.sh
+
+clean:
+	rm -rf $(VENV) $(PROTO_VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,47 @@
+"""Reductions that give the same bytes on every CPU.
+
+numpy's elementwise + - x / and sqrt are the same everywhere; its sums and BLAS's dot products are not (their
+order follows the vector width). So these reduce by halving with elementwise additions in a fixed order, and
+join the tiles with `math.fsum`, which rounds once.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["dot", "norm", "sum"]
+
+_TILE = 4096
+
+
+def _tiles(flat: NDArray[np.float64]) -> float:
+    whole, rest = divmod(flat.size, _TILE)
+    if rest:
+        padded = np.zeros((whole + 1) * _TILE, dtype=np.float64)
+        padded[: flat.size] = flat
+        flat, whole = padded, whole + 1
+    block = flat.reshape(whole, _TILE)
+    width = _TILE
+    while width > 1:
+        width //= 2
+        block = block[:, :width] + block[:, width : 2 * width]
+    return math.fsum(block[:, 0].tolist())
+
+
+def sum(values: ArrayLike) -> float:  # noqa: A001 - read as exact.sum
+    """The sum of all elements, in float64."""
+    return _tiles(np.asarray(values, dtype=np.float64).ravel())
+
+
+def dot(a: ArrayLike, b: ArrayLike) -> float:
+    """The sum of a[i] * b[i], in float64; `a` and `b` have the same shape."""
+    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if left.shape != right.shape:
+        raise ValueError(f"shapes differ: {left.shape} and {right.shape}")
+    return _tiles((left * right).ravel())
+
+
+def norm(values: ArrayLike) -> float:
+    """The Euclidean norm of all elements, in float64."""
+    return math.sqrt(dot(values, values))

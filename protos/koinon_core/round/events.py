@@ -1,0 +1,96 @@
+"""What can happen to a round: facts, in the past tense. `at` is in seconds since 1970, and is a fact too.
+
+These are what is stored: folding `machine.step` over them rebuilds the round.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from koinon_core.errors import StoreError
+from koinon_core.round.terms import Terms
+
+__all__ = ["Cancelled", "Event", "Folded", "Heard", "Left", "Opened", "Tick", "Unfoldable", "dump", "load"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The round began."""
+
+    at: float
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A device answered in a collection. `digest` names what it said; the bytes are elsewhere."""
+
+    at: float
+    client: str
+    collection: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A device will not answer: it declined or failed, its lease ran out, or its answer was refused."""
+
+    at: float
+    client: str
+    code: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The sum was taken and the new model (by digest) is durable."""
+
+    at: float
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfoldable:
+    """The sum or the strategy's step made no model."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The operator ended it."""
+
+    at: float
+    reason: str
+
+
+Event = Opened | Heard | Left | Tick | Folded | Unfoldable | Cancelled
+_KINDS: dict[str, type[Any]] = {
+    k.__name__: k for k in (Opened, Heard, Left, Tick, Folded, Unfoldable, Cancelled)
+}
+
+
+def dump(event: Event) -> tuple[str, dict[str, Any]]:
+    """(kind, values) as the store keeps them."""
+    return type(event).__name__, asdict(event)
+
+
+def load(kind: str, values: dict[str, Any]) -> Event:
+    """The inverse of `dump`; raises StoreError for what it cannot read."""
+    try:
+        if kind == "Opened":
+            return Opened(values["at"], Terms(**values["terms"]))
+        event: Event = _KINDS[kind](**values)
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"the run database holds an event {kind!r} that this version cannot read ({error}); "
+            "use the version that wrote it, or a newer one"
+        ) from error
+    return event

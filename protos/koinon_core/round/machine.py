@@ -1,0 +1,243 @@
+"""The coordinator's half of a round: `step(round, event) -> (round, effects)`, and nothing else.
+
+One rule serves every collection: it is asked of a set, has a quorum and a deadline, and closes when enough
+were heard, when nobody is left to wait for, or when time is up; below the quorum the round is abandoned, by
+name, and the model stays as it was.
+
+    open:  joined -> update -> folding -> closed        (or, from anywhere, -> abandoned)
+
+`joined` has no deadline until its quorum is there: a round without enough devices waits, and says so.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Literal
+
+from koinon_core.errors import LocalProtocolError
+from koinon_core.round.effects import Ask, Cancel, Close, Effect, Fold, Receipt, Wake
+from koinon_core.round.events import Cancelled, Event, Folded, Heard, Left, Opened, Tick, Unfoldable
+from koinon_core.round.terms import Terms
+
+__all__ = ["Round", "Stage", "rebuild", "step"]
+
+Stage = Literal["joined", "update", "folding", "closed", "abandoned"]
+Effects = tuple[Effect, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """Who is asked, who was heard (with the digest of what they said), who left (with the reason)."""
+
+    asked: frozenset[str] = frozenset()
+    heard: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+    deadline: float | None = None
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        return self.asked - self.heard.keys() - self.left.keys()
+
+    def hear(self, client: str, digest: str) -> "Collection":
+        return replace(self, heard={**self.heard, client: digest})
+
+    def lose(self, client: str, reason: str) -> "Collection":
+        return replace(self, left={**self.left, client: reason})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One round's state. It is a value: `step` returns a new one."""
+
+    terms: Terms
+    stage: Stage
+    joined: Collection
+    update: Collection
+    goal: int
+    opened_at: float
+    asked_at: float | None = None
+    folding_at: float | None = None
+    ended_at: float | None = None
+    reason: str = ""
+    model: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.stage in ("closed", "abandoned")
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Who is in the sum: fixed when the collection of updates closes, sorted."""
+        return tuple(sorted(self.update.heard)) if self.stage in ("folding", "closed") else ()
+
+    def enough(self, heard: Iterable[str]) -> bool:
+        """Whether these answers are worth a sum. A count for open rounds; a secure round's collections ask for
+        enough heard around everyone who is still needed."""
+        return len(set(heard)) >= self.terms.quorum
+
+    @property
+    def waiting_for(self) -> str:
+        """One sentence for the operator; empty when the round is over."""
+        quorum = self.terms.quorum
+        if self.stage == "joined":
+            n = len(self.joined.heard)
+            if n < quorum:
+                return f"round {self.terms.round} waits for devices: {n} of at least {quorum} have joined"
+            return f"round {self.terms.round} waits a moment for more devices: {n} of {self.terms.invited}"
+        if self.stage == "update":
+            names = sorted(self.update.awaited)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            return (
+                f"round {self.terms.round} waits for updates: {len(self.update.heard)} of {self.goal} are in, "
+                f"still out: {', '.join(names[:5])}{more}"
+            )
+        return f"round {self.terms.round} is being summed" if self.stage == "folding" else ""
+
+
+def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
+    """The round after `event`, and what is to be done about it. A fact that changes nothing returns the same
+    round and no effects; an event before Opened is a LocalProtocolError."""
+    if isinstance(event, Opened):
+        if round_ is not None:
+            raise LocalProtocolError(f"round {event.terms.round} was opened twice")
+        empty = Collection()
+        return Round(
+            terms=event.terms, stage="joined", joined=empty, update=empty, goal=event.terms.goal,
+            opened_at=event.at,
+        ), ()  # fmt: skip
+    if round_ is None:
+        raise LocalProtocolError(f"a round must be opened before {event}")
+    match event:
+        case Heard(collection="joined"):
+            return _joined(round_, event)
+        case Heard(collection="update"):
+            return _updated(round_, event)
+        case Heard():
+            return round_, (Receipt(event.client, "NOT_COUNTED", f"no collection {event.collection!r} here"),)
+        case Left():
+            return _left(round_, event)
+        case Tick():
+            return _tick(round_, event.at)
+        case Folded():
+            return _folded(round_, event)
+        case Unfoldable() | Cancelled():
+            return (round_, ()) if round_.over else _abandon(round_, event.at, event.reason)
+
+
+def rebuild(events: Iterable[Event]) -> Round | None:
+    """The round that these stored events made: this is crash recovery."""
+    return reduce(lambda round_, event: step(round_, event)[0], events, None)
+
+
+# -- joined ---------------------------------------------------------------------------------------------------
+
+
+def _joined(r: Round, event: Heard) -> tuple[Round, Effects]:
+    if r.stage != "joined" or event.client in r.joined.heard:
+        return r, ()
+    joined = r.joined.hear(event.client, event.digest)
+    r = replace(r, joined=joined)
+    if len(joined.heard) >= r.terms.invited:
+        return _ask(r, event.at)
+    if joined.deadline is None and r.enough(joined.heard):
+        deadline = event.at + r.terms.join_wait
+        return replace(r, joined=replace(joined, deadline=deadline)), (Wake(deadline),)
+    return r, ()
+
+
+def _ask(r: Round, at: float) -> tuple[Round, Effects]:
+    asked = frozenset(r.joined.heard)
+    deadline = at + r.terms.deadline
+    update = Collection(asked=asked, deadline=deadline)
+    r = replace(r, stage="update", update=update, goal=min(r.terms.goal, len(asked)), asked_at=at)
+    return r, (*(Ask(client, "update") for client in sorted(asked)), Wake(deadline))
+
+
+# -- update ---------------------------------------------------------------------------------------------------
+
+
+def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
+    client = event.client
+    if client in r.update.heard:
+        if r.update.heard[client] != event.digest:
+            return r, (
+                Receipt(client, "NOT_COUNTED", "a second, different update for this round is refused"),
+            )
+        if r.stage == "closed":
+            return r, (Receipt(client, "COUNTED"),)
+        if r.stage == "abandoned":
+            return r, (Receipt(client, "NOT_COUNTED", r.reason),)
+        return r, (Receipt(client, "STAGED"),)
+    if client not in r.update.asked:
+        return r, (Receipt(client, "NOT_COUNTED", "this device was not asked in this round"),)
+    if client in r.update.left:
+        return r, (Receipt(client, "NOT_COUNTED", r.update.left[client]),)
+    if r.stage != "update":
+        return r, (Receipt(client, "NOT_COUNTED", _late(r)),)
+    r = replace(r, update=r.update.hear(client, event.digest))
+    r, effects = _settle(r, event.at)
+    return r, (Receipt(client, "STAGED"), *effects)
+
+
+def _late(r: Round) -> str:
+    return f"late: round {r.terms.round} {r.reason or 'had all the updates it waited for'}"
+
+
+def _left(r: Round, event: Left) -> tuple[Round, Effects]:
+    reason = event.detail or event.code
+    if r.stage == "joined":
+        heard = {c: d for c, d in r.joined.heard.items() if c != event.client}
+        deadline = r.joined.deadline if r.enough(heard) else None
+        return replace(r, joined=replace(r.joined, heard=heard, deadline=deadline)), ()
+    if r.stage != "update" or event.client not in r.update.awaited:
+        return r, ()  # what was heard stays in the sum, whatever its sender does next
+    r, effects = _settle(replace(r, update=r.update.lose(event.client, reason)), event.at)
+    return r, (Receipt(event.client, "NOT_COUNTED", reason), *effects)
+
+
+def _settle(r: Round, at: float) -> tuple[Round, Effects]:
+    """Close or abandon as soon as waiting longer cannot help."""
+    heard, awaited = r.update.heard, r.update.awaited
+    if len(heard) >= r.goal or (not awaited and r.enough(heard)):
+        return _fold(r, at, "")
+    if not r.enough(heard.keys() | awaited):
+        quorum = r.terms.quorum
+        return _abandon(r, at, f"lost its quorum: {len(heard) + len(awaited)} of at least {quorum} are left")
+    return r, ()
+
+
+def _fold(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
+    r = replace(r, stage="folding", folding_at=at, reason=reason)
+    late = tuple(Cancel(client, _late(r)) for client in sorted(r.update.awaited))
+    return r, (*late, Fold(r.accepted))
+
+
+def _tick(r: Round, at: float) -> tuple[Round, Effects]:
+    waiting = {"joined": r.joined, "update": r.update}.get(r.stage)
+    if waiting is None or waiting.deadline is None or at < waiting.deadline:
+        return r, ()
+    if r.stage == "joined":
+        return _ask(r, at)
+    if r.enough(waiting.heard):
+        return _fold(r, at, "reached its deadline")
+    return _abandon(
+        r, at, f"reached its deadline with {len(waiting.heard)} of at least {r.terms.quorum} updates"
+    )
+
+
+# -- the end --------------------------------------------------------------------------------------------------
+
+
+def _folded(r: Round, event: Folded) -> tuple[Round, Effects]:
+    if r.stage != "folding":
+        raise LocalProtocolError(f"round {r.terms.round} was summed in stage {r.stage!r}")
+    receipts = tuple(Receipt(client, "COUNTED") for client in r.accepted)
+    r = replace(r, stage="closed", ended_at=event.at, model=event.model)
+    return r, (*receipts, Close(True, r.reason))
+
+
+def _abandon(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
+    told = tuple(Receipt(client, "NOT_COUNTED", reason) for client in sorted(r.update.heard))
+    dropped = tuple(Cancel(client, reason) for client in sorted(r.update.awaited))
+    r = replace(r, stage="abandoned", ended_at=at, reason=reason)
+    return r, (*told, *dropped, Close(False, reason))

@@ -1,0 +1,193 @@
+"""The device's half of a round: `step(member, event) -> (member, effects)`.
+
+    idle -> offered -> working -> sent -> staged -> idle
+
+One thing matters above all: what depends on an update (a strategy's device state) is committed on COUNTED and
+dropped on NOT_COUNTED, and on nothing else; until one of them comes, the same answer is sent again after every
+reconnection.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from koinon_core.round.effects import Verdict
+from koinon_core.round.terms import Terms
+
+__all__ = [
+    "Answer", "Asked", "Begin", "Commit", "Drop", "Effect", "Event", "GaveUp", "Interrupt", "Interrupted",
+    "Member", "Offer", "Offered", "Receipted", "Reconnected", "Resign", "Submitted", "step",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The owner's loop came back for work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The coordinator asked for work under these terms."""
+
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The owner's loop handed in an update, which is kept under this digest."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """There will be no update: DECLINED by the loop, FAILED by an exception, REFUSED by the SDK's checks."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipted:
+    """The coordinator said what became of the update of `round`."""
+
+    round: int
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The coordinator no longer waits for the answer of `round`."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The stream is there again; whatever was said on the old one may be lost."""
+
+
+Event = Offered | Asked | Submitted | GaveUp | Receipted | Interrupted | Reconnected
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Tell the coordinator that this device is ready; `engaged` is the round it still owes, or 0."""
+
+    engaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Hand the work to the owner's loop."""
+
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Send the update that is kept under `digest`."""
+
+    round: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resign:
+    """Tell the coordinator that this device leaves the round."""
+
+    round: int
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The update was counted: make what depends on it final."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The update was not counted: forget what depends on it."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Tell the owner's loop that its work is no longer needed."""
+
+    reason: str
+
+
+Effect = Offer | Begin | Answer | Resign | Commit | Drop | Interrupt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """The device's state in one run."""
+
+    stage: Literal["idle", "offered", "working", "sent", "staged"] = "idle"
+    terms: Terms | None = None
+    digest: str = ""
+    late: str = ""
+    ready: bool = False  # offered again while the last update's receipt is still out
+
+    @property
+    def round(self) -> int:
+        return self.terms.round if self.terms else 0
+
+
+_IDLE = Member()
+
+
+def step(m: Member, event: Event) -> tuple[Member, tuple[Effect, ...]]:
+    """The member after `event`, and what is to be done. A message about another round changes nothing."""
+    match event:
+        case Offered():
+            if m.stage in ("sent", "staged"):
+                return replace(m, ready=True), (Offer(m.round),)
+            return Member(stage="offered"), (Offer(),)
+        case Asked(terms):
+            if m.stage in ("working", "sent", "staged") and terms.round <= m.round:
+                return m, ()
+            if m.stage in ("sent", "staged"):  # the receipt is still out: ask what became of the update first
+                return m, (Answer(m.round, m.digest),)
+            return Member(stage="working", terms=terms), (Begin(terms),)
+        case Submitted(digest):
+            if m.stage != "working":
+                return m, ()
+            if m.late:
+                return _IDLE, (Drop(m.round, m.late),)
+            return replace(m, stage="sent", digest=digest), (Answer(m.round, digest),)
+        case GaveUp(code, detail):
+            if m.stage != "working":
+                return m, ()
+            return _IDLE, () if m.late else (Resign(m.round, code, detail),)
+        case Receipted(round_, verdict, reason):
+            return _receipted(m, round_, verdict, reason)
+        case Interrupted(round_, reason):
+            if round_ != m.round or m.stage != "working":
+                return m, ()
+            return replace(m, late=reason), (Interrupt(reason),)
+        case Reconnected():
+            if m.stage in ("sent", "staged"):
+                return m, (Offer(m.round), Answer(m.round, m.digest))
+            return m, () if m.stage == "idle" else (Offer(m.round),)
+
+
+def _receipted(m: Member, round_: int, verdict: Verdict, reason: str) -> tuple[Member, tuple[Effect, ...]]:
+    if round_ != m.round:
+        return m, ()
+    if m.stage == "working":  # refused or expired before anything was handed in
+        return (replace(m, late=reason), (Interrupt(reason),)) if verdict == "NOT_COUNTED" else (m, ())
+    if m.stage not in ("sent", "staged"):
+        return m, ()
+    if verdict == "STAGED":
+        return replace(m, stage="staged"), ()
+    after = Member(stage="offered") if m.ready else _IDLE
+    return after, (Commit(round_) if verdict == "COUNTED" else Drop(round_, reason),)

@@ -1,0 +1,77 @@
+"""The terms of a round: everything that its participants agree to, fixed when it opens.
+
+A device answers with the digest of the terms that it worked under, so that an update can never be counted in
+a round that was about something else.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+from koinon_core.canonical import canonical, sha256
+from koinon_core.errors import BadBlob
+
+__all__ = ["COLLECTIONS", "Aggregation", "Kind", "Terms"]
+
+Aggregation = Literal["open", "secure"]
+Kind = Literal["train", "evaluate"]
+
+COLLECTIONS: dict[Aggregation, tuple[str, ...]] = {
+    "open": ("joined", "update"),
+    "secure": ("joined", "keys", "shares", "masked", "consistent", "reveal"),
+}
+"""What a round of each kind collects, in order. `machine` speaks `open`; a run that asks for `secure` is refused
+at submission until its collections have a machine too, never run in the open instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Units: seconds for `deadline`; `bound` is the largest |value| an update may hold and `grid` the number of
+    binary places that the exact sum keeps."""
+
+    run: str
+    round: int
+    incarnation: str
+    kind: Kind = "train"
+    aggregation: Aggregation = "open"
+    groups: int = 1
+    goal: int
+    quorum: int
+    over_selection: float = 1.0
+    join_wait: float = 5.0
+    deadline: float = 600.0
+    schema: str
+    strategy: str
+    model: str
+    down: str = ""
+    codec: str = "lossless"
+    max_examples: int
+    bound: float
+    grid: int
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def invited(self) -> int:
+        """How many devices are asked: the goal, and some more where losses are expected."""
+        return max(self.goal, -int(-self.goal * self.over_selection // 1))
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The canonical bytes that travel and that the digest is over."""
+        return canonical(asdict(self))
+
+    @cached_property
+    def digest(self) -> str:
+        return sha256(self.encoded)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Terms":
+        """The terms that `data` holds; raises BadBlob for anything else."""
+        try:
+            value = json.loads(data)
+            known = {f.name for f in fields(cls)}
+            return cls(**{k: v for k, v in value.items() if k in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BadBlob(f"these are not the terms of a round: {error}") from error

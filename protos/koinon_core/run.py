@@ -1,0 +1,407 @@
+"""A run: many rounds, as one pure machine over the machine of a round.
+
+`step(run, fact) -> Moved(run, records, orders)`. It decides which devices are in a round, when the next one
+opens and when the run is over. `records` are the round's events that must be durable before the orders are
+carried out; devices' comings and goings are not among them (after a restart they come again by themselves).
+
+    running <-> paused        running -> finished | failed        any -> cancelled
+
+Whoever drives it answers two orders with a fact: `Open` with `Opening` (it brings the incarnation, which is
+drawn at random), and a round's `Fold` with `Folded` or `Unfoldable`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from koinon_core.canonical import sha256
+from koinon_core.round import effects, events
+from koinon_core.round.machine import Round
+from koinon_core.round.machine import step as step_round
+from koinon_core.round.terms import Kind, Terms
+from koinon_core.spec import RunSpec
+
+__all__ = [
+    "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening", "Order",
+    "Paused", "Progressed", "Resigned", "Resumed", "Run", "Standing", "Status", "Tick", "Unfoldable", "rank",
+    "start", "step",
+]  # fmt: skip
+
+Status = Literal["running", "paused", "finished", "failed", "cancelled"]
+
+
+# -- facts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A device is ready for the next round; `engaged` is the round that it still works on, or 0."""
+
+    at: float
+    client: str
+    evaluates: bool = False
+    engaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A device is no longer there for new rounds. A round that it is in waits for it until its lease runs out."""
+
+    at: float
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A sign of life."""
+
+    at: float
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A device's update of `round` is here and verified."""
+
+    at: float
+    client: str
+    round: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resigned:
+    """A device leaves `round`, or its answer was refused."""
+
+    at: float
+    client: str
+    round: int
+    code: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The answer to `Open`."""
+
+    at: float
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable."""
+
+    at: float
+    round: int
+    model: str
+    down: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfoldable:
+    """The other answer to `Fold`."""
+
+    at: float
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The operator wants no further round opened; the one that is open goes on."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The operator wants rounds again."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The operator ends the run."""
+
+    at: float
+    reason: str
+
+
+Fact = (
+    Offered | Gone | Progressed | Answered | Resigned | Opening | Folded | Unfoldable | Tick | Paused | Resumed
+    | Cancelled
+)  # fmt: skip
+
+
+# -- orders ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open round `round`: answer with Opening."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over."""
+
+    status: Status
+    reason: str
+
+
+Order = Open | Finish | effects.Effect
+
+
+# -- the machine ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An attached device: whether it waits for work now, and whether it evaluates models."""
+
+    ready: bool
+    evaluates: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run's state; a value. `closed` counts rounds that made a model, `streak` those abandoned in a row."""
+
+    id: str
+    spec: RunSpec
+    model: str
+    down: str = ""
+    status: Status = "running"
+    reason: str = ""
+    number: int = 0
+    closed: int = 0
+    streak: int = 0
+    kind: Kind = "train"
+    round: Round | None = None
+    devices: Mapping[str, Standing] = field(default_factory=dict)
+    leases: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("finished", "failed", "cancelled")
+
+    @property
+    def waiting_for(self) -> str:
+        """One sentence for the operator; empty when nothing is being waited for."""
+        if self.over:
+            return ""
+        if self.round is not None and not self.round.over:
+            return self.round.waiting_for
+        return "paused: `koinon run resume` lets it go on" if self.status == "paused" else ""
+
+    def wants(self, client: str, round_: int) -> bool:
+        """Whether an update of `round_` from `client` is still being waited for."""
+        r = self.round
+        return (
+            r is not None and r.terms.round == round_ and r.stage == "update" and client in r.update.awaited
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a fact led to. `records` belong to the round that is `run.number`."""
+
+    run: Run
+    records: tuple[events.Event, ...] = ()
+    orders: tuple[Order, ...] = ()
+
+    def then(self, other: "Moved") -> "Moved":
+        return Moved(other.run, self.records + other.records, self.orders + other.orders)
+
+
+def rank(seed: int, round_: int, client: str) -> str:
+    """The place of a device in a round's draw: devices with the smallest ranks are in. Uniform, and the same on
+    every machine."""
+    return sha256(f"{seed}/{round_}/{client}".encode())
+
+
+def start(run: Run) -> Moved:
+    """The first order of a new run, or of a run whose last round is over."""
+    if run.status != "running" or (run.round is not None and not run.round.over):
+        return Moved(run)
+    return _next(run)
+
+
+def step(run: Run, fact: Fact) -> Moved:
+    """The run after `fact`. A run that is over no longer moves."""
+    if run.over:
+        return Moved(run)
+    match fact:
+        case Offered():
+            return _offered(run, fact)
+        case Gone(at, client):
+            run = replace(run, devices={c: s for c, s in run.devices.items() if c != client})
+            in_joined = run.round is not None and run.round.stage == "joined"
+            return _feed(run, events.Left(at, client, "GONE")) if in_joined else Moved(run)
+        case Progressed(at, client):
+            return Moved(_renew(run, client, at))
+        case Answered(at, client, number, digest):
+            return _answered(run, at, client, number, digest)
+        case Resigned(at, client, number, code, detail):
+            if run.round is None or run.number != number:
+                return Moved(run)
+            return _feed(run, events.Left(at, client, code, detail))
+        case Opening():
+            return _opening(run, fact)
+        case Folded(at, number, model, down):
+            if run.number != number:
+                return Moved(run)
+            return _feed(replace(run, model=model, down=down), events.Folded(at, model))
+        case Unfoldable(at, number, reason):
+            return Moved(run) if run.number != number else _feed(run, events.Unfoldable(at, reason))
+        case Tick(at):
+            return _tick(run, at)
+        case Paused():
+            return Moved(replace(run, status="paused"))
+        case Resumed():
+            return start(replace(run, status="running")) if run.status == "paused" else Moved(run)
+        case Cancelled(at, reason):
+            moved = Moved(replace(run, status="cancelled", reason=reason), (), ())
+            if run.round is not None and not run.round.over:
+                moved = _feed(moved.run, events.Cancelled(at, reason))
+            return moved.then(Moved(moved.run, (), (Finish("cancelled", reason),)))
+
+
+def _feed(run: Run, event: events.Event) -> Moved:
+    """Give the open round an event; it is a record if it changed the round."""
+    round_, did = step_round(run.round, event)
+    records = (event,) if round_ is not run.round else ()
+    run = replace(run, round=round_)
+    for effect in did:
+        match effect:
+            case effects.Ask(client):
+                run = _engage(run, client, event.at)
+            case effects.Receipt(client, "COUNTED" | "NOT_COUNTED") | effects.Cancel(client):
+                run = replace(run, leases={c: t for c, t in run.leases.items() if c != client})
+    leases = tuple(effects.Wake(t) for t in (min(run.leases.values(), default=None),) if t is not None)
+    moved = Moved(run, records, (*did, *leases))
+    closes = [e for e in did if isinstance(e, effects.Close)]
+    return moved.then(_over(run, closes[0])) if closes else moved
+
+
+def _engage(run: Run, client: str, at: float) -> Run:
+    devices = dict(run.devices)
+    if client in devices:
+        devices[client] = replace(devices[client], ready=False)
+    return replace(run, devices=devices, leases={**run.leases, client: at + run.spec.lease})
+
+
+def _renew(run: Run, client: str, at: float) -> Run:
+    if client not in run.leases:
+        return run
+    return replace(run, leases={**run.leases, client: at + run.spec.lease})
+
+
+def _offered(run: Run, fact: Offered) -> Moved:
+    run = _renew(run, fact.client, fact.at)
+    working = run.wants(fact.client, fact.engaged) if fact.engaged else False
+    standing = Standing(ready=not working, evaluates=fact.evaluates)
+    run = replace(run, devices={**run.devices, fact.client: standing})
+    r = run.round
+    if r is None or working:
+        return Moved(run)
+    if r.stage == "update" and fact.client in r.update.awaited:
+        # It came back without the work that it had been given: give it again.
+        return Moved(_engage(run, fact.client, fact.at), (), (effects.Ask(fact.client, "update"),))
+    if r.stage == "joined" and _eligible(run, fact.client):
+        return _feed(run, events.Heard(fact.at, fact.client, "joined"))
+    return Moved(run)
+
+
+def _eligible(run: Run, client: str) -> bool:
+    standing = run.devices[client]
+    return standing.ready and (run.kind == "train" or standing.evaluates)
+
+
+def _answered(run: Run, at: float, client: str, number: int, digest: str) -> Moved:
+    run = _renew(run, client, at)
+    if run.round is None or run.number != number:
+        late = effects.Receipt(client, "NOT_COUNTED", f"late: round {number} is over")
+        return Moved(run, (), (late,))
+    return _feed(run, events.Heard(at, client, "update", digest))
+
+
+def _tick(run: Run, at: float) -> Moved:
+    moved = Moved(run)
+    for client in sorted(c for c, until in run.leases.items() if until <= at):
+        current = moved.run
+        if current.round is None or current.round.over:
+            break
+        rest = {c: t for c, t in current.leases.items() if c != client}
+        lapsed = f"nothing was heard of it for {run.spec.lease:g} s"
+        moved = moved.then(_feed(replace(current, leases=rest), events.Left(at, client, "LEASE", lapsed)))
+    if moved.run.round is not None and not moved.run.round.over:
+        moved = moved.then(_feed(moved.run, events.Tick(at)))
+    return moved
+
+
+# -- from round to round --------------------------------------------------------------------------------------
+
+
+def _opening(run: Run, fact: Opening) -> Moved:
+    spec, attached = run.spec, [c for c in run.devices if run.kind == "train" or run.devices[c].evaluates]
+    goal = spec.clients or min(spec.max_clients, max(spec.min_clients, len(attached)))
+    quorum = spec.min_clients
+    if run.kind == "evaluate":
+        goal, quorum = max(1, min(goal, len(attached))), 1
+    terms = Terms(
+        run=run.id, round=run.number + 1, incarnation=fact.incarnation, kind=run.kind,
+        aggregation=spec.aggregation, groups=spec.groups, goal=goal, quorum=quorum,
+        over_selection=spec.over_selection, join_wait=spec.join_wait, deadline=spec.deadline,
+        schema=spec.model.digest, strategy=spec.recipe_digest, model=run.model, down=run.down, codec=spec.codec,
+        max_examples=spec.max_examples, bound=spec.bound, grid=spec.grid, seed=spec.seed,
+        config=dict(spec.config),
+    )  # fmt: skip
+    run = replace(run, number=terms.round, round=None, leases={})
+    moved = _feed(run, events.Opened(fact.at, terms))
+    ready = [c for c in attached if _eligible(run, c)]
+    # Anyone may still come before `joined` closes, so a draw is due only where there are too many at once.
+    for client in sorted(ready, key=lambda c: rank(spec.seed, terms.round, c))[: terms.invited]:
+        moved = moved.then(_feed(moved.run, events.Heard(fact.at, client, "joined")))
+    return moved
+
+
+def _over(run: Run, close: effects.Close) -> Moved:
+    """A round ended: count it, and open the next or finish."""
+    if run.status == "cancelled":
+        return Moved(run)
+    if run.kind == "evaluate":
+        return _finish(run, "finished", f"{run.closed} rounds closed")
+    run = replace(
+        run,
+        closed=run.closed + close.counted,
+        streak=0 if close.counted else run.streak + 1,
+    )
+    if run.streak >= run.spec.patience:
+        return _finish(
+            run, "failed", f"{run.streak} rounds in a row were abandoned; the last one {close.reason}"
+        )
+    return _next(run) if run.status == "running" else Moved(run)
+
+
+def _next(run: Run) -> Moved:
+    if run.closed < run.spec.rounds:
+        return Moved(run, (), (Open(run.number + 1),))
+    if run.spec.evaluate and run.kind == "train" and any(s.evaluates for s in run.devices.values()):
+        return Moved(replace(run, kind="evaluate"), (), (Open(run.number + 1),))
+    return _finish(run, "finished", f"{run.closed} rounds closed")
+
+
+def _finish(run: Run, status: Status, reason: str) -> Moved:
+    return Moved(replace(run, status=status, reason=reason), (), (Finish(status, reason),))

@@ -1,0 +1,140 @@
+"""Tensors: named arrays with a vector's operators.
+
+A model, an update, a gradient and a strategy's state are all the same thing: arrays with names. `Tensors` lets
+the rules of the papers be written as they are printed (`w + lr * mean`), refuses to mix two different sets of
+names or shapes (numpy would broadcast them silently), and is immutable, so that nothing is changed by way of
+an alias.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from koinon_core import exact
+from koinon_core.errors import UsageError
+
+__all__ = ["Array", "Tensors"]
+
+Array = NDArray[Any]
+
+
+class Tensors(Mapping[str, Array]):
+    """An immutable mapping of names to numpy arrays, in the order given, that adds and scales like a vector.
+
+    The arrays are marked read-only; pass `copy=True` where the caller keeps writing to its own.
+    """
+
+    __slots__ = ("_arrays",)
+
+    def __init__(
+        self, arrays: Mapping[str, ArrayLike] | Iterable[tuple[str, ArrayLike]] = (), *, copy: bool = False
+    ):
+        items = arrays.items() if isinstance(arrays, Mapping) else arrays
+        self._arrays: dict[str, Array] = {}
+        for name, value in items:
+            # A view is made read-only, never the caller's own array.
+            array = np.array(value) if copy else np.asarray(value).view()
+            array.flags.writeable = False
+            self._arrays[name] = array
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{n}: {a.dtype}{list(a.shape)}" for n, a in self._arrays.items())
+        return f"Tensors({inside})"
+
+    def __eq__(self, other: object) -> bool:
+        """Same names in any order, same dtypes, same shapes, same bytes."""
+        if not isinstance(other, Tensors):
+            return NotImplemented
+        return self.keys() == other.keys() and all(
+            a.dtype == other[n].dtype and a.shape == other[n].shape and a.tobytes() == other[n].tobytes()
+            for n, a in self.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # equal by bytes, too large to hash by accident
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.nbytes for a in self._arrays.values())
+
+    def map(self, function: Callable[[Array], ArrayLike]) -> "Tensors":
+        """`function` applied to every array."""
+        return Tensors({n: function(a) for n, a in self.items()})
+
+    def zeros(self) -> "Tensors":
+        """Zeros of the same names, shapes and dtypes."""
+        return self.map(np.zeros_like)
+
+    def select(self, names: Iterable[str]) -> "Tensors":
+        """Only `names`, in this one's order; a name that is not here is a UsageError."""
+        wanted = set(names)
+        if missing := wanted - self.keys():
+            raise UsageError(f"no tensor named {min(missing)!r} here; there are {sorted(self)[:8]}")
+        return Tensors({n: a for n, a in self.items() if n in wanted})
+
+    def without(self, names: Iterable[str]) -> "Tensors":
+        """All but `names`."""
+        left_out = set(names)
+        return Tensors({n: a for n, a in self.items() if n not in left_out})
+
+    def dot(self, other: "Tensors") -> float:
+        """The inner product over all arrays, in float64, the same on every CPU."""
+        self._check(other)
+        return math.fsum(exact.dot(a, other[n]) for n, a in self.items())
+
+    def norm(self) -> float:
+        """The Euclidean norm over all arrays, in float64, the same on every CPU."""
+        return math.sqrt(self.dot(self))
+
+    def _check(self, other: "Tensors") -> None:
+        if self.keys() != other.keys():
+            differing = min(self.keys() ^ other.keys())
+            raise UsageError(f"the two sets of tensors differ: {differing!r} is in only one of them")
+        for name, array in self.items():
+            if array.shape != other[name].shape:
+                raise UsageError(
+                    f"{name!r} has shape {array.shape} on one side and {other[name].shape} on the other; "
+                    "shapes are never broadcast"
+                )
+
+    def _with(self, other: "Tensors | float", function: Callable[[Any, Any], Any]) -> "Tensors":
+        if isinstance(other, Tensors):
+            self._check(other)
+            return Tensors({n: function(a, other[n]) for n, a in self.items()})
+        # A Python float keeps each array's own dtype (NEP 50); a numpy scalar or a 0-d array would not.
+        scalar = float(other)
+        return Tensors({n: function(a, scalar) for n, a in self.items()})
+
+    def __add__(self, other: "Tensors | float") -> "Tensors":
+        return self._with(other, np.add)
+
+    def __sub__(self, other: "Tensors | float") -> "Tensors":
+        return self._with(other, np.subtract)
+
+    def __mul__(self, other: "Tensors | float") -> "Tensors":
+        return self._with(other, np.multiply)
+
+    def __truediv__(self, other: "Tensors | float") -> "Tensors":
+        return self._with(other, np.divide)
+
+    def __rmul__(self, other: float) -> "Tensors":
+        return self * other
+
+    def __neg__(self) -> "Tensors":
+        return self.map(np.negative)
+
+    def sqrt(self) -> "Tensors":
+        """The elementwise square root."""
+        return self.map(np.sqrt)

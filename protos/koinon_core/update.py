@@ -1,0 +1,148 @@
+"""What one update is made of: the layout of its tensors, and the head that goes along in clear.
+
+The layout follows from the run's schema and its strategy alone, so both ends know it before anything is sent:
+
+    delta/NAME         trained parameters and float buffers: what changed
+    count/NAME         integer buffers: their value
+    extra/WHAT/NAME    what the strategy averages beside the delta
+
+Names that the strategy keeps local are in no section.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from koinon_core.errors import BadBlob, UsageError
+from koinon_core.schema import Field, Schema
+from koinon_core.strategy.protocol import State, Strategy, Up
+from koinon_core.tensors import Tensors
+
+__all__ = ["Head", "Layout", "layout_of", "pack_state", "state_schema", "unpack_state"]
+
+_MAX_METRICS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which tensors of the model leave a device, by kind, and the schema of the update that carries them."""
+
+    model: Schema
+    params: Schema
+    buffers: Schema
+    counters: Schema
+    extras: Mapping[str, Schema]
+    local: frozenset[str]
+    update: Schema
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Names that the federation has in common."""
+        return tuple(n for n in self.model.by_name if n not in self.local)
+
+    def join(self, up: Up, buffers: Tensors, counters: Tensors) -> Tensors:
+        """The sections of an update."""
+        sections = {f"delta/{n}": a for t in (up.delta, buffers) for n, a in t.items()}
+        sections |= {f"count/{n}": a for n, a in counters.items()}
+        sections |= {f"extra/{what}/{n}": a for what, t in up.extra.items() for n, a in t.items()}
+        return Tensors(
+            {f.name: sections[f.name].astype(f.dtype, copy=False) for f in self.update if f.name in sections}
+        )
+
+    def split(self, sections: Tensors, totals: Mapping[str, float]) -> Up:
+        """The inverse of `join`, as far as strategies see it: parameters and extras, in the model's dtypes."""
+        return Up(
+            self.part(sections, "delta/", self.params),
+            {what: self.part(sections, f"extra/{what}/", s) for what, s in self.extras.items()},
+            totals,
+        )
+
+    def part(self, sections: Tensors, prefix: str, schema: Schema) -> Tensors:
+        """The sections under `prefix` as tensors of `schema`."""
+        return Tensors({f.name: sections[prefix + f.name].astype(f.dtype, copy=False) for f in schema})
+
+
+def layout_of(model: Schema, strategy: Strategy) -> Layout:
+    """The layout of updates to `model` under `strategy`. UsageError if nothing would be left to send."""
+    local = strategy.local(model)
+    if unknown := local - model.by_name.keys():
+        raise UsageError(f"the strategy keeps {min(unknown)!r} local, which the model does not have")
+    shared = model.without(local)
+    params = shared.only(shared.names(role="param"))
+    if not params:
+        raise UsageError("no trained parameter would leave the devices: there is nothing to federate")
+    buffers = shared.only(shared.names(role="buffer", rule="mean"))
+    counters = shared.only(shared.names(rule="max"))
+    extras = dict(strategy.extra(params))
+    fields = [_section("delta/", f) for s in (params, buffers) for f in s]
+    fields += [replace(f, name=f"count/{f.name}") for f in counters]
+    fields += [_section(f"extra/{what}/", f) for what, s in extras.items() for f in s]
+    return Layout(model, params, buffers, counters, extras, local, Schema(tuple(fields)))
+
+
+def _section(prefix: str, f: Field) -> Field:
+    # A change of a 16-bit parameter is sent in 32 bits: most of it would round away.
+    return Field(prefix + f.name, f.shape, "float32" if f.dtype == "float16" else f.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The numbers beside an open update's tensors. `training` holds metrics of the local training, `evaluation`
+    those of the round's starting model on this device's data."""
+
+    examples: int = 0
+    totals: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    evaluation_examples: int = 0
+    steps: int = 0
+
+    def check(self, *, trained: bool, max_examples: int, totals: Mapping[str, float]) -> None:
+        """Raise BadBlob, with the reason, for numbers that may not enter a sum."""
+        if trained and not 1 <= self.examples <= max_examples:
+            raise BadBlob(
+                f"an update over {self.examples} examples is refused: this run takes 1 to {max_examples} a device "
+                "(max_examples in the run's config)"
+            )
+        if not 0 <= self.evaluation_examples <= max_examples:
+            raise BadBlob(f"an evaluation over {self.evaluation_examples} examples is refused")
+        if trained and self.totals.keys() != totals.keys():
+            raise BadBlob(f"the strategy sums {sorted(totals)}, the update has {sorted(self.totals)}")
+        for name, value in self.totals.items():
+            if not abs(value) <= totals.get(name, 0.0):
+                raise BadBlob(f"the total {name!r} is {value}, beyond the strategy's bound")
+        for metrics in (self.training, self.evaluation):
+            if len(metrics) > _MAX_METRICS:
+                raise BadBlob(f"{len(metrics)} metrics are more than the {_MAX_METRICS} that are kept")
+            for name, value in metrics.items():
+                if len(name) > 64 or not math.isfinite(value):
+                    raise BadBlob(f"the metric {name[:64]!r} is {value}: metrics are finite numbers")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Head":
+        return cls(**value)
+
+
+def state_schema(state: State) -> Schema:
+    """The schema of a strategy's state as one set of tensors, `NAME/TENSOR`."""
+    return Schema(
+        tuple(Field(f"{what}/{n}", a.shape, str(a.dtype)) for what, t in state.items() for n, a in t.items())
+    )
+
+
+def pack_state(state: State) -> Tensors:
+    """A strategy's state as one set of tensors."""
+    return Tensors({f"{what}/{n}": a for what, t in state.items() for n, a in t.items()})
+
+
+def unpack_state(tensors: Tensors) -> State:
+    """The inverse of `pack_state`."""
+    state: dict[str, dict[str, Any]] = {}
+    for name, array in tensors.items():
+        what, _, rest = name.partition("/")
+        state.setdefault(what, {})[rest] = array
+    return {what: Tensors(arrays) for what, arrays in state.items()}

@@ -1,0 +1,99 @@
+"""Toy Q: four clients with f_i(x) = a_i/2 (x - b_i)^2, whose fixed points are known in closed form.
+
+`federate` runs any strategy on it through the same two halves that the session and the coordinator call.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from koinon_core.codec import Reader
+from koinon_core.round.terms import Terms
+from koinon_core.schema import schema_of
+from koinon_core.strategy import Strategy, Work
+from koinon_core.strategy.runner import Closing, Contribution, LocalHalf, close
+from koinon_core.tensors import Tensors
+from koinon_core.update import Head, layout_of
+
+A = (1.0, 2.0, 4.0, 8.0)
+B = (1.0, -2.0, 3.0, 0.5)
+N = (10, 20, 30, 40)
+TAU = (1, 5, 10, 20)
+ETA = 0.02
+START = 5.0
+UNIFORM = 0.866666666667
+WEIGHTED = 0.918367346939
+
+
+def gradient(i: int, y: float) -> float:
+    return A[i] * (y - B[i])
+
+
+def terms(round_: int, *, codec: str = "raw", grid: int = 40, **values: object) -> Terms:
+    base: dict[str, object] = {
+        "run": "toy", "incarnation": "00", "goal": 4, "quorum": 1, "schema": "", "strategy": "", "model": "",
+        "max_examples": 128, "bound": 1024.0,
+    }  # fmt: skip
+    return Terms(**{**base, "round": round_, "codec": codec, "grid": grid, **values})  # type: ignore[arg-type]
+
+
+def half(strategy: Strategy, w: Tensors) -> LocalHalf:
+    return LocalHalf(strategy, layout_of(schema_of(w), strategy))
+
+
+def train(plan, start: float, i: int, steps: int, lr: float, momentum: float = 0.0):
+    """`steps` of SGD on f_i as the optimizer hook steers it; returns (y, |a|_1)."""
+    w = y = start
+    mu = plan.pull.mu
+    shift = float(plan.pull.shift["x"][0]) if plan.pull.shift is not None else 0.0
+    buffer = unit_buffer = unit = 0.0
+    for _ in range(steps):
+        buffer = momentum * buffer + gradient(i, y) + mu * (y - w) + shift
+        y -= lr * buffer
+        unit_buffer = momentum * unit_buffer + 1 - mu * lr * unit
+        unit += unit_buffer
+    return y, unit
+
+
+def contribute(
+    local: LocalHalf, state: Mapping[str, Tensors], down, w: Tensors, t: Terms, i: int, steps: int, lr: float,
+    momentum: float = 0.0,
+):  # fmt: skip
+    """One client's round: (contribution, pending device state)."""
+    plan = local.begin(state, down, w)
+    x = float(w["x"][0])
+    y, norm = train(plan, x, i, steps, lr, momentum)
+    results = {p.name: Tensors({"x": np.array([gradient(i, x)])}) for p in plan.passes if p.measure}
+    work = Work(examples=N[i], steps=steps, lr=lr, norm=norm, results=results)
+    made = local.prepare(
+        state=state, down=down, work=work, start=w, end=Tensors({"x": np.array([y])}), terms=t,
+        head=Head(examples=N[i]),
+    )  # fmt: skip
+    blob = made.blob
+    reader = Reader(lambda o, n: blob[o : o + n], len(blob), local.layout.update)
+    return Contribution(f"c{i}", made.head, reader), made.pending
+
+
+def federate(
+    strategy: Strategy, *, rounds: int, steps: Sequence[int] = (10, 10, 10, 10), lr: float = ETA,
+    take: int = 4, momentum: float = 0.0, codec: str = "raw", grid: int = 40, seed: int = 0,
+) -> tuple[float, Closing, list[Mapping[str, Tensors]]]:  # fmt: skip
+    """(x after `rounds`, the last closing, the devices' states). `take` of the four are in each round."""
+    w = Tensors({"x": np.array([START])})
+    local = half(strategy, w)
+    state = strategy.init(w, len(A))
+    devices: list[Mapping[str, Tensors]] = [{} for _ in A]
+    draw = np.random.default_rng(seed)
+    for number in range(1, rounds + 1):
+        t = terms(number, codec=codec, grid=grid)
+        chosen = sorted(draw.choice(len(A), size=take, replace=False))
+        contributions = []
+        for i in chosen:
+            one, pending = contribute(local, devices[i], strategy.down(state), w, t, i, steps[i], lr, momentum)
+            contributions.append(one)
+            devices[i] = pending
+        closing = close(strategy, local.layout, t, w, state, len(A), contributions)
+        w, state = closing.model, closing.state
+    return float(w["x"][0]), closing, devices
+
+
