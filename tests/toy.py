@@ -6,7 +6,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
 from koinon_core.codec import Reader
 from koinon_core.round.terms import Terms
 from koinon_core.schema import schema_of
@@ -89,11 +88,11 @@ def federate(
         chosen = sorted(draw.choice(len(A), size=take, replace=False))
         contributions = []
         for i in chosen:
-            one, pending = contribute(local, devices[i], strategy.down(state), w, t, i, steps[i], lr, momentum)
+            one, pending = contribute(
+                local, devices[i], strategy.down(state), w, t, i, steps[i], lr, momentum
+            )
             contributions.append(one)
             devices[i] = pending
         closing = close(strategy, local.layout, t, w, state, len(A), contributions)
         w, state = closing.model, closing.state
     return float(w["x"][0]), closing, devices
-
-

@@ -1,0 +1,103 @@
+"""Koinon: federated learning whose rounds do not hang, do not lose work, and explain themselves.
+
+    import koinon
+
+    with koinon.join("127.0.0.1:8440", run="digits") as session:     # a device
+        for task in session.tasks(model):
+            train(model, loader, epochs=task.epochs)
+            task.submit(examples=len(loader.dataset))
+
+    run = koinon.Run("digits", model=model, strategy=koinon.FedAvg(), rounds=10)
+    run.create("127.0.0.1:8440")                                     # an operator
+    koinon.simulate(run, client, clients=10)                         # or all of it without a network
+
+Importing this loads numpy only; torch and gRPC are imported when something needs them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from koinon_core import __version__
+
+if TYPE_CHECKING:
+    from koinon_core.errors import (
+        BadUpdate,
+        Conflict,
+        KoinonError,
+        LocalProtocolError,
+        NotFound,
+        ProtocolError,
+        RemoteProtocolError,
+        RoundAborted,
+        RunEnded,
+        Unavailable,
+        UsageError,
+    )  # fmt: skip
+    from koinon_core.schema import Schema
+    from koinon_core.strategy import (
+        Agg,
+        Base,
+        Clip,
+        FedAdam,
+        FedAvg,
+        FedAvgM,
+        FedBN,
+        FedProx,
+        Need,
+        Pass,
+        Plan,
+        Prox,
+        Pull,
+        Rng,
+        Scaffold,
+        State,
+        Strategy,
+        Up,
+        Work,
+        chain,
+        register,
+    )  # fmt: skip
+    from koinon_core.tensors import Tensors
+
+    from koinon.run import Run, RunHandle
+    from koinon.session import Session, join
+    from koinon.simulate import Simulated, simulate
+    from koinon.task import Task
+
+_WHERE = {
+    "koinon.run": ("Run", "RunHandle"),
+    "koinon.session": ("Session", "join"),
+    "koinon.simulate": ("Simulated", "simulate"),
+    "koinon.task": ("Task",),
+    "koinon_core.errors": (
+        "BadUpdate", "Conflict", "KoinonError", "LocalProtocolError", "NotFound", "ProtocolError",
+        "RemoteProtocolError", "RoundAborted", "RunEnded", "Unavailable", "UsageError",
+    ),
+    "koinon_core.schema": ("Schema",),
+    "koinon_core.strategy": (
+        "Agg", "Base", "Clip", "FedAdam", "FedAvg", "FedAvgM", "FedBN", "FedProx", "Need", "Pass", "Plan", "Prox",
+        "Pull", "Rng", "Scaffold", "State", "Strategy", "Up", "Work", "chain", "register",
+    ),
+    "koinon_core.tensors": ("Tensors",),
+}  # fmt: skip
+_LAZY = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "Agg", "BadUpdate", "Base", "Clip", "Conflict", "FedAdam", "FedAvg", "FedAvgM", "FedBN", "FedProx",
+    "KoinonError", "LocalProtocolError", "Need", "NotFound", "Pass", "Plan", "ProtocolError", "Prox", "Pull",
+    "RemoteProtocolError", "Rng", "RoundAborted", "Run", "RunEnded", "RunHandle", "Scaffold", "Schema", "Session",
+    "Simulated", "State", "Strategy", "Task", "Tensors", "Unavailable", "Up", "UsageError", "Work", "__version__",
+    "chain", "join", "register", "simulate",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'koinon' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -205,6 +205,13 @@ class Run:
             return self.round.waiting_for
         return "paused: `koinon run resume` lets it go on" if self.status == "paused" else ""
 
+    @property
+    def wakes_at(self) -> float | None:
+        """When a Tick is due, whatever else happens: a round's deadline or a device's lease."""
+        if self.over or self.round is None or self.round.over:
+            return None
+        return min((t for t in (self.round.wakes_at, *self.leases.values()) if t is not None), default=None)
+
     def wants(self, client: str, round_: int) -> bool:
         """Whether an update of `round_` from `client` is still being waited for."""
         r = self.round
@@ -287,10 +294,9 @@ def _feed(run: Run, event: events.Event) -> Moved:
         match effect:
             case effects.Ask(client):
                 run = _engage(run, client, event.at)
-            case effects.Receipt(client, "COUNTED" | "NOT_COUNTED") | effects.Cancel(client):
+            case effects.Receipt(client, _, "COUNTED" | "NOT_COUNTED") | effects.Cancel(client):
                 run = replace(run, leases={c: t for c, t in run.leases.items() if c != client})
-    leases = tuple(effects.Wake(t) for t in (min(run.leases.values(), default=None),) if t is not None)
-    moved = Moved(run, records, (*did, *leases))
+    moved = Moved(run, records, did)
     closes = [e for e in did if isinstance(e, effects.Close)]
     return moved.then(_over(run, closes[0])) if closes else moved
 
@@ -310,13 +316,12 @@ def _renew(run: Run, client: str, at: float) -> Run:
 
 def _offered(run: Run, fact: Offered) -> Moved:
     run = _renew(run, fact.client, fact.at)
-    working = run.wants(fact.client, fact.engaged) if fact.engaged else False
-    standing = Standing(ready=not working, evaluates=fact.evaluates)
+    standing = Standing(ready=True, evaluates=fact.evaluates)
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
-    if r is None or working:
+    if r is None:
         return Moved(run)
-    if r.stage == "update" and fact.client in r.update.awaited:
+    if run.wants(fact.client, run.number) and fact.engaged != run.number:
         # It came back without the work that it had been given: give it again.
         return Moved(_engage(run, fact.client, fact.at), (), (effects.Ask(fact.client, "update"),))
     if r.stage == "joined" and _eligible(run, fact.client):
@@ -332,7 +337,7 @@ def _eligible(run: Run, client: str) -> bool:
 def _answered(run: Run, at: float, client: str, number: int, digest: str) -> Moved:
     run = _renew(run, client, at)
     if run.round is None or run.number != number:
-        late = effects.Receipt(client, "NOT_COUNTED", f"late: round {number} is over")
+        late = effects.Receipt(client, number, "NOT_COUNTED", f"late: round {number} is over")
         return Moved(run, (), (late,))
     return _feed(run, events.Heard(at, client, "update", digest))
 

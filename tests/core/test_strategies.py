@@ -6,11 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import toy
-
 from koinon_core.errors import BadBlob, LocalProtocolError, UsageError
 from koinon_core.schema import schema_of
 from koinon_core.strategy import (
-    Agg, Base, Clip, FedAdam, FedAvg, FedAvgM, FedBN, FedProx, Prox, Scaffold, Up, Work, chain,
+    Agg,
+    Base,
+    Clip,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedBN,
+    FedProx,
+    Prox,
+    Scaffold,
+    Up,
+    Work,
+    chain,
 )  # fmt: skip
 from koinon_core.strategy.average import FedAvgUniform
 from koinon_core.strategy.runner import close
@@ -129,7 +140,10 @@ def test_the_sum_does_not_depend_on_the_order_of_arrival():
     local, state = toy.half(strategy, w), strategy.init(w, 4)
     t = toy.terms(1)
     made = [toy.contribute(local, {}, strategy.down(state), w, t, i, 5, 0.02)[0] for i in range(4)]
-    models = {close(strategy, local.layout, t, w, state, 4, made[i:] + made[:i]).model["x"].tobytes() for i in range(4)}
+    models = {
+        close(strategy, local.layout, t, w, state, 4, made[i:] + made[:i]).model["x"].tobytes()
+        for i in range(4)
+    }
     assert len(models) == 1
 
 

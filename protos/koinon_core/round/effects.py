@@ -4,7 +4,7 @@ events that caused them are durable."""
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Ask", "Cancel", "Close", "Effect", "Fold", "Receipt", "Verdict", "Wake"]
+__all__ = ["Ask", "Cancel", "Close", "Effect", "Fold", "Receipt", "Verdict"]
 
 Verdict = Literal["STAGED", "COUNTED", "NOT_COUNTED"]
 
@@ -23,6 +23,7 @@ class Receipt:
     commit or drop what depends on it."""
 
     client: str
+    round: int
     verdict: Verdict
     reason: str = ""
 
@@ -32,6 +33,7 @@ class Cancel:
     """Tell the device that nobody waits for its answer any more."""
 
     client: str
+    round: int
     reason: str
 
 
@@ -43,18 +45,12 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
-class Wake:
-    """Feed a Tick when it is `at`."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
 class Close:
     """The round is over; `counted` says whether it made a model."""
 
+    round: int
     counted: bool
     reason: str = ""
 
 
-Effect = Ask | Receipt | Cancel | Fold | Wake | Close
+Effect = Ask | Receipt | Cancel | Fold | Close

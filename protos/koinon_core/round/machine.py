@@ -15,7 +15,7 @@ from functools import reduce
 from typing import Literal
 
 from koinon_core.errors import LocalProtocolError
-from koinon_core.round.effects import Ask, Cancel, Close, Effect, Fold, Receipt, Wake
+from koinon_core.round.effects import Ask, Cancel, Close, Effect, Fold, Receipt
 from koinon_core.round.events import Cancelled, Event, Folded, Heard, Left, Opened, Tick, Unfoldable
 from koinon_core.round.terms import Terms
 
@@ -76,6 +76,16 @@ class Round:
         return len(set(heard)) >= self.terms.quorum
 
     @property
+    def wakes_at(self) -> float | None:
+        """When a Tick is due, whatever else happens."""
+        return self.collecting.deadline if self.collecting else None
+
+    @property
+    def collecting(self) -> Collection | None:
+        """The collection that is open."""
+        return {"joined": self.joined, "update": self.update}.get(self.stage)
+
+    @property
     def waiting_for(self) -> str:
         """One sentence for the operator; empty when the round is over."""
         quorum = self.terms.quorum
@@ -113,7 +123,7 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
         case Heard(collection="update"):
             return _updated(round_, event)
         case Heard():
-            return round_, (Receipt(event.client, "NOT_COUNTED", f"no collection {event.collection!r} here"),)
+            return round_, (Receipt(event.client, round_.terms.round, "NOT_COUNTED", f"no collection {event.collection!r} here"),)
         case Left():
             return _left(round_, event)
         case Tick():
@@ -141,7 +151,7 @@ def _joined(r: Round, event: Heard) -> tuple[Round, Effects]:
         return _ask(r, event.at)
     if joined.deadline is None and r.enough(joined.heard):
         deadline = event.at + r.terms.join_wait
-        return replace(r, joined=replace(joined, deadline=deadline)), (Wake(deadline),)
+        return replace(r, joined=replace(joined, deadline=deadline)), ()
     return r, ()
 
 
@@ -150,7 +160,7 @@ def _ask(r: Round, at: float) -> tuple[Round, Effects]:
     deadline = at + r.terms.deadline
     update = Collection(asked=asked, deadline=deadline)
     r = replace(r, stage="update", update=update, goal=min(r.terms.goal, len(asked)), asked_at=at)
-    return r, (*(Ask(client, "update") for client in sorted(asked)), Wake(deadline))
+    return r, tuple(Ask(client, "update") for client in sorted(asked))
 
 
 # -- update ---------------------------------------------------------------------------------------------------
@@ -161,22 +171,22 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
     if client in r.update.heard:
         if r.update.heard[client] != event.digest:
             return r, (
-                Receipt(client, "NOT_COUNTED", "a second, different update for this round is refused"),
+                Receipt(client, r.terms.round, "NOT_COUNTED", "a second, different update for this round is refused"),
             )
         if r.stage == "closed":
-            return r, (Receipt(client, "COUNTED"),)
+            return r, (Receipt(client, r.terms.round, "COUNTED"),)
         if r.stage == "abandoned":
-            return r, (Receipt(client, "NOT_COUNTED", r.reason),)
-        return r, (Receipt(client, "STAGED"),)
+            return r, (Receipt(client, r.terms.round, "NOT_COUNTED", r.reason),)
+        return r, (Receipt(client, r.terms.round, "STAGED"),)
     if client not in r.update.asked:
-        return r, (Receipt(client, "NOT_COUNTED", "this device was not asked in this round"),)
+        return r, (Receipt(client, r.terms.round, "NOT_COUNTED", "this device was not asked in this round"),)
     if client in r.update.left:
-        return r, (Receipt(client, "NOT_COUNTED", r.update.left[client]),)
+        return r, (Receipt(client, r.terms.round, "NOT_COUNTED", r.update.left[client]),)
     if r.stage != "update":
-        return r, (Receipt(client, "NOT_COUNTED", _late(r)),)
+        return r, (Receipt(client, r.terms.round, "NOT_COUNTED", _late(r)),)
     r = replace(r, update=r.update.hear(client, event.digest))
     r, effects = _settle(r, event.at)
-    return r, (Receipt(client, "STAGED"), *effects)
+    return r, (Receipt(client, r.terms.round, "STAGED"), *effects)
 
 
 def _late(r: Round) -> str:
@@ -192,7 +202,7 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
     if r.stage != "update" or event.client not in r.update.awaited:
         return r, ()  # what was heard stays in the sum, whatever its sender does next
     r, effects = _settle(replace(r, update=r.update.lose(event.client, reason)), event.at)
-    return r, (Receipt(event.client, "NOT_COUNTED", reason), *effects)
+    return r, (Receipt(event.client, r.terms.round, "NOT_COUNTED", reason), *effects)
 
 
 def _settle(r: Round, at: float) -> tuple[Round, Effects]:
@@ -208,12 +218,12 @@ def _settle(r: Round, at: float) -> tuple[Round, Effects]:
 
 def _fold(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
     r = replace(r, stage="folding", folding_at=at, reason=reason)
-    late = tuple(Cancel(client, _late(r)) for client in sorted(r.update.awaited))
+    late = tuple(Cancel(client, r.terms.round, _late(r)) for client in sorted(r.update.awaited))
     return r, (*late, Fold(r.accepted))
 
 
 def _tick(r: Round, at: float) -> tuple[Round, Effects]:
-    waiting = {"joined": r.joined, "update": r.update}.get(r.stage)
+    waiting = r.collecting
     if waiting is None or waiting.deadline is None or at < waiting.deadline:
         return r, ()
     if r.stage == "joined":
@@ -231,13 +241,13 @@ def _tick(r: Round, at: float) -> tuple[Round, Effects]:
 def _folded(r: Round, event: Folded) -> tuple[Round, Effects]:
     if r.stage != "folding":
         raise LocalProtocolError(f"round {r.terms.round} was summed in stage {r.stage!r}")
-    receipts = tuple(Receipt(client, "COUNTED") for client in r.accepted)
+    receipts = tuple(Receipt(client, r.terms.round, "COUNTED") for client in r.accepted)
     r = replace(r, stage="closed", ended_at=event.at, model=event.model)
-    return r, (*receipts, Close(True, r.reason))
+    return r, (*receipts, Close(r.terms.round, True, r.reason))
 
 
 def _abandon(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
-    told = tuple(Receipt(client, "NOT_COUNTED", reason) for client in sorted(r.update.heard))
-    dropped = tuple(Cancel(client, reason) for client in sorted(r.update.awaited))
+    told = tuple(Receipt(client, r.terms.round, "NOT_COUNTED", reason) for client in sorted(r.update.heard))
+    dropped = tuple(Cancel(client, r.terms.round, reason) for client in sorted(r.update.awaited))
     r = replace(r, stage="abandoned", ended_at=at, reason=reason)
-    return r, (*told, *dropped, Close(False, reason))
+    return r, (*told, *dropped, Close(r.terms.round, False, reason))

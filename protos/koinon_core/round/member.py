@@ -129,20 +129,20 @@ Effect = Offer | Begin | Answer | Resign | Commit | Drop | Interrupt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """The device's state in one run."""
+    """The device's state in one run. `late` says why the work under way is no longer wanted; `ready` that the
+    loop came back for work while the last update's receipt is still out; `queued` holds terms that came before
+    the device was done with the round before."""
 
     stage: Literal["idle", "offered", "working", "sent", "staged"] = "idle"
     terms: Terms | None = None
     digest: str = ""
     late: str = ""
-    ready: bool = False  # offered again while the last update's receipt is still out
+    ready: bool = False
+    queued: Terms | None = None
 
     @property
     def round(self) -> int:
         return self.terms.round if self.terms else 0
-
-
-_IDLE = Member()
 
 
 def step(m: Member, event: Event) -> tuple[Member, tuple[Effect, ...]]:
@@ -151,23 +151,19 @@ def step(m: Member, event: Event) -> tuple[Member, tuple[Effect, ...]]:
         case Offered():
             if m.stage in ("sent", "staged"):
                 return replace(m, ready=True), (Offer(m.round),)
-            return Member(stage="offered"), (Offer(),)
+            return _ready(m)
         case Asked(terms):
-            if m.stage in ("working", "sent", "staged") and terms.round <= m.round:
-                return m, ()
-            if m.stage in ("sent", "staged"):  # the receipt is still out: ask what became of the update first
-                return m, (Answer(m.round, m.digest),)
-            return Member(stage="working", terms=terms), (Begin(terms),)
+            return _asked(m, terms)
         case Submitted(digest):
             if m.stage != "working":
                 return m, ()
             if m.late:
-                return _IDLE, (Drop(m.round, m.late),)
+                return _idle(m), (Drop(m.round, m.late),)
             return replace(m, stage="sent", digest=digest), (Answer(m.round, digest),)
         case GaveUp(code, detail):
             if m.stage != "working":
                 return m, ()
-            return _IDLE, () if m.late else (Resign(m.round, code, detail),)
+            return _idle(m), () if m.late else (Resign(m.round, code, detail),)
         case Receipted(round_, verdict, reason):
             return _receipted(m, round_, verdict, reason)
         case Interrupted(round_, reason):
@@ -180,6 +176,29 @@ def step(m: Member, event: Event) -> tuple[Member, tuple[Effect, ...]]:
             return m, () if m.stage == "idle" else (Offer(m.round),)
 
 
+def _idle(m: Member) -> Member:
+    return Member(queued=m.queued)
+
+
+def _ready(m: Member) -> tuple[Member, tuple[Effect, ...]]:
+    """Free for work: take what is queued, or ask for some."""
+    if m.queued is not None:
+        return Member(stage="working", terms=m.queued), (Begin(m.queued),)
+    return Member(stage="offered"), (Offer(),)
+
+
+def _asked(m: Member, terms: Terms) -> tuple[Member, tuple[Effect, ...]]:
+    if m.stage not in ("working", "sent", "staged"):
+        return Member(stage="working", terms=terms), (Begin(terms),)
+    if terms.round <= m.round:
+        return m, ()
+    m = replace(m, queued=terms)
+    if m.stage == "working":  # the round under way must be over, or nobody would ask for another
+        late = m.late or f"round {m.round} is over"
+        return replace(m, late=late), (Interrupt(late),)
+    return m, (Answer(m.round, m.digest),)  # its receipt is still out: ask what became of the update first
+
+
 def _receipted(m: Member, round_: int, verdict: Verdict, reason: str) -> tuple[Member, tuple[Effect, ...]]:
     if round_ != m.round:
         return m, ()
@@ -189,5 +208,8 @@ def _receipted(m: Member, round_: int, verdict: Verdict, reason: str) -> tuple[M
         return m, ()
     if verdict == "STAGED":
         return replace(m, stage="staged"), ()
-    after = Member(stage="offered") if m.ready else _IDLE
-    return after, (Commit(round_) if verdict == "COUNTED" else Drop(round_, reason),)
+    settled: Effect = Commit(round_) if verdict == "COUNTED" else Drop(round_, reason)
+    if m.ready and m.queued is not None:
+        after, effects = _ready(m)
+        return after, (settled, *effects)
+    return (Member(stage="offered") if m.ready else _idle(m)), (settled,)

@@ -1,0 +1,326 @@
+"""The link: one device's stream to the coordinator, kept alive on a thread of its own.
+
+The owner's loop runs where it likes and never waits for the network. The link's thread runs an asyncio loop with
+the stream in it: what comes in is handed to a `Receiver`, what goes out is queued. When the stream breaks, the
+link connects again, with full jitter, for as long as it takes.
+
+This is the only module of the client that speaks gRPC, and it is imported only when something is joined.
+"""
+
+import os
+
+# With gRPC's fork handlers on (or unset), a DataLoader's worker processes crash beside a live stream. They must be
+# off before gRPC is first imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import asyncio
+import contextlib
+import random
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from koinon_core.canonical import sha256
+from koinon_core.codec import TILE
+from koinon_core.errors import BadBlob, KoinonError, Unavailable, from_code
+from koinon_core.wire import convert
+from koinon_core.wire.methods import BLOBS, ERROR_KEY, FLEET, TOKEN_KEY, Method
+from koinon_core.wire.v1 import blobs_pb2
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+__all__ = ["CHANNEL_OPTIONS", "GrpcLink", "Link", "Receiver", "error_of", "stub"]
+
+T = TypeVar("T")
+_FIRST_PIECE, _LAST_PIECE = 64 * 1024, TILE
+_BACKOFF_CAP = 2.0
+_CLOSE_WAIT = 5.0
+_FETCH_ATTEMPTS = 20
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", 2 * convert.MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", 2 * convert.MESSAGE_LIMIT),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # The link waits between attempts itself.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class Receiver(Protocol):
+    """Who the link works for. Its methods are called on the link's thread."""
+
+    def connected(self) -> None:
+        """A stream is there (again)."""
+
+    def heard(self, message: pb.AttendResponse) -> None:
+        """The coordinator said something."""
+
+    def failed(self, error: KoinonError) -> None:
+        """The link gave up, for a reason that trying again would not mend."""
+
+    def pulse(self) -> tuple[float, pb.AttendRequest | None]:
+        """(seconds until the next pulse, a sign of life to send)."""
+
+
+class Link(Protocol):
+    """What a session needs of the network; the simulator has one without any."""
+
+    def start(self, receiver: Receiver) -> None: ...
+    def send(self, message: pb.AttendRequest) -> None: ...
+    def answer(self, answer: pb.Answer, blob: bytes) -> None:
+        """Send an update: inline if it is small, by an upload before it otherwise."""
+        ...
+
+    def fetch(self, content: pb.Content) -> bytes:
+        """The bytes of a content, checked. Blocks."""
+        ...
+
+    def wait(self, take: Callable[[float], T]) -> T:
+        """Block in `take(timeout)` until it gives something."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def stub(channel: grpc.aio.Channel, method: Method[Any, Any]) -> Any:
+    """A callable for one row of the table."""
+    make = getattr(channel, method.shape)
+    return make(
+        method.path,
+        request_serializer=lambda m: m.SerializeToString(),
+        response_deserializer=method.response.FromString,
+    )
+
+
+def error_of(error: Any, address: str) -> KoinonError:
+    """What a failed call (a grpc.RpcError, synchronous or not) means, in our terms."""
+    metadata: dict[str, Any] = dict(error.trailing_metadata() or ())
+    if ERROR_KEY in metadata:
+        return from_code(str(metadata[ERROR_KEY]), error.details() or "")
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return Unavailable(
+            f"no coordinator answers at {address} ({error.details() or error.code().name.lower()})"
+        )
+    return KoinonError(f"the coordinator at {address} failed: {error.details() or error.code().name}")
+
+
+class GrpcLink:
+    """A link over gRPC, for the device `client`."""
+
+    def __init__(self, address: str, client: str):
+        self.address, self._client, self._instance = address, client, uuid.uuid4().hex
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=f"koinon-link-{client}", daemon=True)
+        self._outbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._token = ""
+        self._online: asyncio.Event = asyncio.Event()
+        self._closing = False
+        self._sending: set[asyncio.Task[None]] = set()
+        self._receiver: Receiver | None = None
+
+    # -- called by the session --------------------------------------------------------------------------------
+
+    def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._thread.start()
+
+    def send(self, message: pb.AttendRequest) -> None:
+        self._call(self._outbox.put_nowait, message)
+
+    def answer(self, answer: pb.Answer, blob: bytes) -> None:
+        self._call(self._begin_answer, answer, blob)
+
+    def fetch(self, content: pb.Content) -> bytes:
+        if content.inline or not content.size:
+            return _checked(content.inline, content.digest)
+        return self._await(self._download(content))
+
+    def wait(self, take: Callable[[float], T]) -> T:
+        # A bounded wait, again and again, so that Ctrl-C comes through on every platform.
+        while True:
+            try:
+                return take(1.0)
+            except TimeoutError:
+                continue
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._call(self._begin_close)
+            self._thread.join(_CLOSE_WAIT + 2)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return  # the loop is closed: there is nobody to tell any more
+
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    # -- on the link's thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._loop.close()
+
+    async def _main(self) -> None:
+        async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
+            self._channel = channel
+            failures = 0
+            while True:
+                started = self._loop.time()
+                try:
+                    await self._attend()
+                except grpc.aio.AioRpcError as raised:
+                    error = error_of(raised, self.address)
+                    if not isinstance(error, Unavailable) and type(error) is not KoinonError:
+                        assert self._receiver is not None
+                        self._receiver.failed(error)
+                        return
+                finally:
+                    self._online.clear()
+                if self._closing:
+                    return
+                failures = 1 if self._loop.time() - started > _BACKOFF_CAP else failures + 1
+                # Full jitter: a fleet that lost its coordinator must not come back in step.
+                await asyncio.sleep(random.uniform(0, min(_BACKOFF_CAP, 0.05 * 2**failures)))  # noqa: S311
+
+    async def _attend(self) -> None:
+        assert self._receiver is not None
+        call = stub(self._channel, FLEET.ATTEND)()
+        await call.write(pb.AttendRequest(hello=convert.hello(self._client, self._instance)))
+        first = await call.read()
+        if first is grpc.aio.EOF:
+            await _raise(call)
+            return
+        self._token = first.welcome.token
+        while not self._outbox.empty():  # meant for the stream that is gone
+            if self._outbox.get_nowait() is None:
+                return
+        self._online.set()
+        self._receiver.connected()
+        writer = asyncio.create_task(self._write(call))
+        pulse = asyncio.create_task(self._pulse())
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                self._receiver.heard(message)
+        finally:
+            for task in (writer, pulse):
+                task.cancel()
+        if not self._closing:
+            await _raise(call)
+
+    async def _write(self, call: Any) -> None:
+        while (message := await self._outbox.get()) is not None:
+            await call.write(message)
+        await call.done_writing()
+
+    async def _pulse(self) -> None:
+        """Signs of life while work is under way: every third of the lease."""
+        assert self._receiver is not None
+        while True:
+            pause, message = self._receiver.pulse()
+            if message is not None:
+                self._outbox.put_nowait(message)
+            await asyncio.sleep(pause)
+
+    def _begin_answer(self, answer: pb.Answer, blob: bytes) -> None:
+        task = self._loop.create_task(self._answer(answer, blob))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _answer(self, answer: pb.Answer, blob: bytes) -> None:
+        if len(blob) > convert.INLINE:
+            # If it cannot be uploaded, the answer goes out all the same: the coordinator refuses it by name.
+            with contextlib.suppress(KoinonError):
+                await self._retrying(lambda: self._upload(answer, blob))
+        else:
+            answer.update.inline = blob
+        self._outbox.put_nowait(pb.AttendRequest(answer=answer))
+
+    async def _upload(self, answer: pb.Answer, blob: bytes) -> None:
+        metadata = ((TOKEN_KEY, self._token),)
+        digest = answer.update.digest
+        held = await stub(self._channel, BLOBS.STAT)(blobs_pb2.StatRequest(digest=digest), metadata=metadata)
+
+        async def parts() -> AsyncIterator[blobs_pb2.UploadRequest]:
+            at, piece = held.offset, _FIRST_PIECE
+            yield blobs_pb2.UploadRequest(
+                start=blobs_pb2.UploadStart(
+                    digest=digest, size=len(blob), offset=at, run=answer.run, round=answer.round
+                )
+            )
+            while at < len(blob):
+                yield blobs_pb2.UploadRequest(data=blob[at : at + piece])
+                at, piece = at + piece, min(_LAST_PIECE, piece * 2)
+
+        response = await stub(self._channel, BLOBS.UPLOAD)(parts(), metadata=metadata)
+        if not response.complete:
+            raise Unavailable("the upload was cut off")
+
+    async def _download(self, content: pb.Content) -> bytes:
+        data = bytearray()
+
+        async def rest() -> None:
+            request = blobs_pb2.DownloadRequest(digest=content.digest, offset=len(data))
+            call = stub(self._channel, BLOBS.DOWNLOAD)(request, metadata=((TOKEN_KEY, self._token),))
+            async for part in call:
+                data.extend(part.data)
+                if len(data) > content.size:
+                    raise BadBlob("the coordinator sent more bytes than it declared")
+
+        await self._retrying(rest)
+        return _checked(bytes(data), content.digest)
+
+    async def _retrying(self, attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Try until it works; after a cut, from where it stopped. A refusal is final."""
+        for number in range(1, _FETCH_ATTEMPTS + 1):
+            try:
+                await self._online.wait()
+                await attempt()
+                return
+            except grpc.aio.AioRpcError as raised:
+                error = error_of(raised, self.address)
+                if not isinstance(error, Unavailable) or number == _FETCH_ATTEMPTS:
+                    raise error from raised
+            except Unavailable:
+                if number == _FETCH_ATTEMPTS:
+                    raise
+            await asyncio.sleep(random.uniform(0, _BACKOFF_CAP))  # noqa: S311
+
+    def _begin_close(self) -> None:
+        self._closing = True
+        self._closer = self._loop.create_task(self._close())
+
+    async def _close(self) -> None:
+        """Let what is queued leave, then hang up."""
+        if self._sending:
+            await asyncio.wait(set(self._sending), timeout=_CLOSE_WAIT)
+        self._outbox.put_nowait(None)
+        await asyncio.sleep(0.05 if self._outbox.empty() else 0.2)
+        await self._channel.close(grace=0.5)
+
+
+async def _raise(call: Any) -> None:
+    """Raise the error that ended a call, if one did."""
+    code = await call.code()
+    if code != grpc.StatusCode.OK:
+        raise grpc.aio.AioRpcError(
+            code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+        )
+
+
+def _checked(data: bytes, digest: str) -> bytes:
+    if sha256(data) != digest:
+        raise BadBlob(
+            "what the coordinator sent is not what its digest says; the link or its disk is damaged"
+        )
+    return data

@@ -1,0 +1,146 @@
+"""What the session needs of a model, whatever it is made of.
+
+A `Model` reads its weights out as `Tensors`, takes a round's weights in, and steers the owner's training loop
+(`Steering`): adds the strategy's gradient term and records what the steps were. `arrays` does it for plain numpy
+arrays; `koinon.torch` for torch modules, and only when one is used.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from koinon_core.errors import UsageError
+from koinon_core.schema import Schema, schema_of
+from koinon_core.strategy.protocol import Pull
+from koinon_core.tensors import Array, Tensors
+
+__all__ = ["ArrayModel", "Evaluate", "Model", "Recorded", "Steering", "adapt"]
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+"""The owner's evaluation: the model in, metrics out. The key "examples" says over how many (default 1)."""
+
+
+@dataclass(slots=True)
+class Recorded:
+    """What local steps were. `displacement` is how far a gradient of constant 1 would have moved a weight, which
+    divided by `lr` is FedNova's |a|_1; NaN where the optimizer has no such length."""
+
+    steps: int = 0
+    lr: float = 0.0
+    displacement: float = 0.0
+
+    @property
+    def norm(self) -> float:
+        return self.displacement / self.lr if self.lr else 0.0
+
+
+class Steering(Protocol):
+    """One run of the owner's loop, steered. Use as a context manager; `recorded` and `gradient` afterwards."""
+
+    recorded: Recorded
+
+    def __enter__(self) -> "Steering": ...
+    def __exit__(self, *exc: object) -> None: ...
+    def gradient(self) -> Tensors:
+        """The mean gradient of a measuring pass."""
+        ...
+
+
+class Model(Protocol):
+    """A model that the session can federate."""
+
+    @property
+    def schema(self) -> Schema: ...
+    def read(self) -> Tensors:
+        """A copy of the weights."""
+        ...
+
+    def load(self, weights: Tensors) -> None:
+        """Put these weights in, in place."""
+        ...
+
+    def steer(
+        self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
+    ) -> Steering: ...
+    def descend(self, gradients: Mapping[str, Array], lr: float, steering: Any) -> None:
+        """One plain SGD step for owners without an optimizer."""
+        ...
+
+
+def adapt(model: Any) -> Model:
+    """A Model for a torch module, a dict of numpy arrays, or something that is one already."""
+    torch = sys.modules.get("torch")  # a torch module can only exist where torch was imported
+    if torch is not None and isinstance(model, torch.nn.Module):
+        from koinon.torch.weights import TorchModel
+
+        return TorchModel(model)
+    if isinstance(model, dict) and all(isinstance(a, np.ndarray) for a in model.values()):
+        return ArrayModel(model)
+    if hasattr(model, "steer") and hasattr(model, "schema"):
+        adapted: Model = model
+        return adapted
+    raise UsageError(
+        f"a {type(model).__name__} cannot be federated; pass a torch.nn.Module or a dict of numpy arrays"
+    )
+
+
+@dataclass(slots=True)
+class ArraySteering:
+    """Steers `task.descend` on arrays."""
+
+    pull: Pull
+    start: Tensors
+    measure: bool
+    recorded: Recorded = field(default_factory=Recorded)
+    _sum: dict[str, Array] = field(default_factory=dict)
+
+    def __enter__(self) -> "ArraySteering":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return
+
+    def gradient(self) -> Tensors:
+        return Tensors({n: a / max(1, self.recorded.steps) for n, a in self._sum.items()})
+
+    def step(self, arrays: Mapping[str, Array], gradients: Mapping[str, Array], lr: float) -> None:
+        for name, gradient in gradients.items():
+            if self.measure:
+                self._sum[name] = self._sum.get(name, 0.0) + gradient
+                continue
+            term = gradient + self.pull.mu * (arrays[name] - self.start[name])
+            if self.pull.shift is not None and name in self.pull.shift:
+                term = term + self.pull.shift[name]
+            arrays[name] -= lr * term
+        done = self.recorded
+        done.steps += 1
+        done.lr = done.lr or lr
+        done.displacement += lr * (1 - self.pull.mu * done.displacement)
+
+
+class ArrayModel:
+    """A dict of numpy arrays, which are changed in place. `task.descend(gradients, lr)` takes a step."""
+
+    def __init__(self, arrays: dict[str, Array]):
+        self._arrays = arrays
+        self.schema = schema_of(arrays)
+
+    def read(self) -> Tensors:
+        return Tensors(self._arrays, copy=True)
+
+    def load(self, weights: Tensors) -> None:
+        for name, array in self._arrays.items():
+            np.copyto(array, weights[name])
+
+    def steer(
+        self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
+    ) -> ArraySteering:
+        return ArraySteering(pull, start, measure)
+
+    def descend(self, gradients: Mapping[str, Array], lr: float, steering: ArraySteering) -> None:
+        if not (math.isfinite(lr) and lr > 0):
+            raise UsageError(f"a learning rate must be above 0, it is {lr}")
+        steering.step(self._arrays, gradients, lr)

@@ -1,0 +1,120 @@
+"""A run as its author writes it down: a model, a strategy, and settings; to be created at a coordinator or
+simulated."""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from koinon_core.errors import RunEnded, UsageError
+from koinon_core.schema import Schema, schema_of
+from koinon_core.spec import RunSpec
+from koinon_core.strategy import FedAvg, Strategy, recipe
+from koinon_core.tensors import Tensors
+
+from koinon.models import adapt
+
+__all__ = ["Run", "RunHandle", "read_model"]
+
+
+class Run:
+    """One run. `model` is a torch module, a dict of arrays, or the path of a safetensors file; `strategy` an
+    object or its line of text; `config` your own settings, which devices find in `task.config`. All other
+    settings are those of `koinon_core.spec.RunSpec` (min_clients, clients, deadline, seed, ...).
+
+    UsageError, in one sentence with the fix, if it could not run.
+    """
+
+    def __init__(
+        self, name: str | None = None, *, model: Any, strategy: Strategy | str | None = None, rounds: int = 10,
+        config: Mapping[str, Any] | None = None, **settings: Any,
+    ):  # fmt: skip
+        strategy = FedAvg() if strategy is None else strategy
+        if isinstance(strategy, str):
+            strategy = recipe.parse(strategy)
+        self.model, schema = read_model(model)
+        self.spec = RunSpec.make(
+            name=name or f"run-{uuid.uuid4().hex[:8]}", strategy=recipe.dump(strategy), schema=schema.to_json(),
+            rounds=rounds, config=dict(config or {}), **settings,
+        )  # fmt: skip
+        self.spec.check()
+
+    def create(self, address: str) -> "RunHandle":
+        """Submit it to the coordinator at `address`."""
+        from koinon.operator import Operator
+
+        with Operator(address) as operator:
+            info = operator.create(self.spec, self.model)
+        return RunHandle(address, info.id, self.spec.name)
+
+
+@dataclass(frozen=True, slots=True)
+class RunHandle:
+    """A run at a coordinator."""
+
+    address: str
+    id: str
+    name: str
+
+    def wait(self) -> str:
+        """Block until the run is over. RunEnded, with the reason, if it did not finish."""
+        from koinon.operator import Operator
+
+        with Operator(self.address) as operator:
+            for seen in operator.watch(self.id):
+                info = seen.run
+        if info.status != "finished":
+            raise RunEnded(f"run {self.name!r} {info.status}: {info.reason}")
+        return str(info.reason)
+
+    def model(self, round_: int | None = None) -> Tensors:
+        """The newest model, or that of a round (0: the first)."""
+        from koinon.operator import Operator
+
+        with Operator(self.address) as operator:
+            return operator.model(self.id, round_)[1]
+
+    def rounds(self) -> list[Any]:
+        """What happened, round by round (koinon.v1.RoundInfo)."""
+        from koinon.operator import Operator
+
+        with Operator(self.address) as operator:
+            return list(operator.get(self.id).rounds)
+
+    def watch(self) -> Iterator[Any]:
+        """The run as it changes (koinon.v1.WatchResponse), until it is over."""
+        from koinon.operator import Operator
+
+        with Operator(self.address) as operator:
+            yield from operator.watch(self.id)
+
+
+def read_model(model: Any) -> tuple[Tensors, Schema]:
+    """(weights, schema) of a module, arrays, tensors, or a safetensors file."""
+    if isinstance(model, str | Path):
+        return _read_file(Path(model))
+    if isinstance(model, Tensors):
+        return model, schema_of(model)
+    adapted = adapt(model)
+    return adapted.read(), adapted.schema
+
+
+def _read_file(path: Path) -> tuple[Tensors, Schema]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = Tensors({name: np.array(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UsageError(f"there is no model file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+    except TypeError as error:
+        raise UsageError(
+            f"{path} holds a dtype that numpy does not have ({error}); save its tensors as float32"
+        ) from error
+    if not tensors:
+        raise UsageError(f"{path} holds no tensors")
+    return tensors, schema_of(tensors)

@@ -1,0 +1,440 @@
+"""A session: this device in one run, between the owner's loop and the link.
+
+    with koinon.join("127.0.0.1:8440", run="digits") as session:
+        for task in session.tasks(model):
+            train(model, loader, epochs=task.epochs)
+            task.submit(examples=len(loader.dataset))
+
+The loop runs on the owner's thread; receipts and cancellations come in on the link's. Both go through the pure
+`member` machine under one lock, so that the device's state is committed on COUNTED and on nothing else.
+"""
+
+import os
+import queue
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from koinon_core import codec
+from koinon_core.errors import (
+    BadBlob,
+    BadUpdate,
+    KoinonError,
+    LocalProtocolError,
+    Unavailable,
+    UsageError,
+)  # fmt: skip
+from koinon_core.round import member
+from koinon_core.round.member import Member
+from koinon_core.round.terms import Terms
+from koinon_core.spec import RunSpec
+from koinon_core.strategy.protocol import Pass, State, Work
+from koinon_core.strategy.registry import load_plugins
+from koinon_core.strategy.runner import LocalHalf, Prepared
+from koinon_core.tensors import Tensors
+from koinon_core.update import Head, state_schema, unpack_state
+from koinon_core.wire import convert
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+from koinon.models import Evaluate, Model, adapt
+from koinon.task import Task
+
+__all__ = ["Session", "join"]
+
+_CONNECT_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    status: str
+    reason: str
+
+
+_News = pb.Ask | _Ended | KoinonError
+
+
+def join(
+    address: str | None = None, *, run: str | None = None, name: str | None = None,
+    plugins: tuple[str, ...] | list[str] = (), timeout: float = _CONNECT_TIMEOUT,
+) -> "Session":  # fmt: skip
+    """Take part in `run` at the coordinator `address` (HOST:PORT), as the device `name`.
+
+    What is not given is taken from KOINON_ADDRESS, KOINON_RUN, KOINON_NAME (default: this host's name and the
+    process) and KOINON_PLUGINS (comma-separated). Raises Unavailable if nobody answers within `timeout` seconds,
+    NotFound for an unknown run, and NotFound naming the strategy if this device does not have the run's.
+    """
+    from koinon.link import GrpcLink
+
+    address = address or os.environ.get("KOINON_ADDRESS") or "127.0.0.1:8440"
+    run = run or os.environ.get("KOINON_RUN")
+    if not run:
+        raise UsageError("say which run to join: koinon.join(address, run=NAME), or set KOINON_RUN")
+    client = name or os.environ.get("KOINON_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+    load_plugins([*plugins, *filter(None, os.environ.get("KOINON_PLUGINS", "").split(","))])
+    session = Session(GrpcLink(address, client), run, client)
+    try:
+        session.open(timeout, address)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+class Session:
+    """This device in one run. Made by `join`; a context manager, so that what goes wrong is reported."""
+
+    def __init__(self, link: Any, run: str, client: str):
+        self.client = client
+        """This device's name."""
+        self.status, self.reason = "", ""
+        """How the run ended, once it has: "finished", "failed" or "cancelled", and why."""
+        self._link, self._run_name, self._run = link, run, ""
+        self._spec: RunSpec | None = None
+        self._half: LocalHalf | None = None
+        self._lock = threading.RLock()
+        self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        self._joined = threading.Event()
+        self._refused: KoinonError | None = None
+        self._member = Member()
+        self._asks: dict[int, pb.Ask] = {}
+        self._state: State = {}
+        self._pending: Prepared | None = None
+        self._task: Task | None = None
+        self._evaluates = False
+        self._tasks: Iterator[Task] | None = None
+        self._closed = False
+
+    # -- opening and closing ----------------------------------------------------------------------------------
+
+    def open(self, timeout: float, address: str) -> None:
+        """Connect and join; called by `join`."""
+        self._link.start(self)
+        if not self._joined.wait(timeout):
+            raise Unavailable(
+                f"no coordinator answers at {address} within {timeout:g} s; check the address and that "
+                "`koinon-coordinator serve` is running there"
+            )
+        self.joined_or_raise()
+
+    def joined_or_raise(self) -> bool:
+        """Whether the run let this device in; raises the error with which it did not."""
+        if self._refused is not None:
+            raise self._refused
+        return self._joined.is_set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, GeneratorExit):
+            detail = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+            self._give_up("INTERRUPTED" if isinstance(error, KeyboardInterrupt) else "FAILED", detail[:500])
+        self.close()
+
+    def close(self) -> None:
+        """Leave the run. What was submitted is still sent; open work is declined."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._give_up("DECLINED", "the session was closed")
+        self._link.close()
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run's spec."""
+        assert self._spec is not None
+        return self._spec
+
+    # -- the owner's thread -----------------------------------------------------------------------------------
+
+    def tasks(self, model: Any, *, evaluate: Evaluate | None = None) -> Iterator[Task]:
+        """Work, round by round, until the run is over. Each time the round's weights are in `model`.
+
+        `model` is a torch module or a dict of numpy arrays; it must have the run's schema. With `evaluate`, the
+        session evaluates every round's weights on this device before it trains them.
+        """
+        if self._tasks is not None:  # in a notebook, a cell that was interrupted and is run again
+            self._tasks.close()  # type: ignore[attr-defined]
+        self._tasks = self._loop(model, evaluate)
+        return self._tasks
+
+    def _loop(self, owned: Any, evaluate: Evaluate | None) -> Iterator[Task]:
+        model = self._accept(owned)
+        self._evaluates = evaluate is not None
+        try:
+            while True:
+                with self._lock:
+                    self._step(member.Offered())
+                news = self._link.wait(self._take)
+                if isinstance(news, _Ended):
+                    self.status, self.reason = news.status, news.reason
+                    return
+                if isinstance(news, KoinonError):
+                    raise news
+                yield from self._round(news, model, owned, evaluate)
+        except GeneratorExit:
+            self._give_up("DECLINED", "the loop was left")
+            raise
+
+    def _take(self, timeout: float) -> _News:
+        try:
+            return self._news.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+
+    def _accept(self, owned: Any) -> Model:
+        """The model, if it is the run's; the operator sees it if it is not."""
+        try:
+            model = adapt(owned)
+            model.schema.must_equal(self.spec.model, "your model")
+        except UsageError as error:
+            self._say_leave(0, "REFUSED", str(error))
+            raise
+        return model
+
+    def _round(self, ask: pb.Ask, model: Model, owned: Any, evaluate: Evaluate | None) -> Iterator[Task]:
+        terms, half = self._member.terms, self._half
+        assert terms is not None
+        assert half is not None
+        try:
+            w, down = self._fetch(ask, terms)
+        except BadBlob as error:
+            self._give_up("REFUSED", str(error))
+            raise
+        model.load(half.weights(w, self._state))
+        head = self._evaluate(terms, model, owned, evaluate)
+        if head is None:
+            return
+        if terms.kind == "evaluate":
+            self._hand_over(Prepared(b"", "", head, self._state, 0.0))
+            return
+        start = model.read()
+        plan = half.begin(self._state, down, w)
+        results: dict[str, Tensors] = {}
+        for one in plan.passes:
+            if one.when == "before":
+                yield from self._extra(one, terms, model, start, results)
+        steering = model.steer(plan.pull, start, measure=False, train=plan.train)
+        later = [one for one in plan.passes if one.when == "after"]
+        trained: dict[str, Any] = {}
+
+        def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
+            trained.update(end=model.read(), examples=examples, metrics=metrics)
+            if not later:
+                finish()
+
+        def finish() -> None:
+            done = steering.recorded
+            work = Work(
+                examples=trained["examples"], steps=done.steps, lr=done.lr, norm=done.norm,
+                loss_before=head.evaluation.get("loss"), results=results,
+            )  # fmt: skip
+            full = replace(head, examples=trained["examples"], training=trained["metrics"], steps=done.steps)
+            self._prepare(
+                lambda: half.prepare(
+                    state=self._state,
+                    down=down,
+                    work=work,
+                    start=start,
+                    end=trained["end"],
+                    terms=terms,
+                    head=full,
+                )
+            )
+
+        task = Task(terms, self.client, "train", model, steering, hand_in)
+        with self._lock:
+            self._task = task
+            if self._member.late:
+                task.cancel(self._member.late)
+        with steering:
+            yield task
+        if not task.submitted:
+            self._give_up("DECLINED", "the loop went on without submitting an update")
+            return
+        for one in later:
+            yield from self._extra(one, terms, model, start, results)
+        if later:
+            finish()
+
+    def _fetch(self, ask: pb.Ask, terms: Terms) -> tuple[Tensors, State]:
+        """The round's model, and what of the strategy's state devices get."""
+        assert self._half is not None
+        w = codec.decode(self._link.fetch(ask.model), self.spec.model, "the round's model")
+        if ask.model.digest != terms.model or ask.down.digest != terms.down:
+            raise BadBlob("the round's model is not the one that its terms name")
+        if not terms.down:
+            return w, {}
+        strategy, params = self._half.strategy, w.select(self._half.layout.params.by_name)
+        like = state_schema(strategy.down(strategy.init(params, self.spec.population or 0)))
+        return w, unpack_state(codec.decode(self._link.fetch(ask.down), like, "the strategy's state"))
+
+    def _evaluate(self, terms: Terms, model: Model, owned: Any, evaluate: Evaluate | None) -> Head | None:
+        """What `evaluate` says of the round's weights. None if the round wants that and nothing else, and there
+        is none."""
+        if evaluate is None:
+            if terms.kind == "evaluate":
+                self._give_up("DECLINED", "this device does not evaluate")
+                return None
+            return Head()
+        metrics = {k: float(v) for k, v in evaluate(owned).items()}
+        examples = int(metrics.pop("examples", 1))
+        return Head(evaluation=metrics, evaluation_examples=examples)
+
+    def _extra(
+        self, one: Pass, terms: Terms, model: Model, start: Tensors, results: dict[str, Tensors]
+    ) -> Iterator[Task]:
+        """One more run of the owner's loop, which is never sent."""
+        if one.start is not None:
+            model.load(Tensors({**start, **one.start}))
+        steering = model.steer(one.pull, start, measure=one.measure, train=None)
+        task = Task(
+            terms, self.client, "measure" if one.measure else "personal", model, steering, lambda *_: None
+        )
+        with steering:
+            yield task
+        results[one.name] = steering.gradient() if one.measure else model.read()
+        if one.when == "before":
+            model.load(start)
+
+    def _prepare(self, make: Callable[[], Prepared]) -> None:
+        """Make the update and hand it over; one that may not be sent is reported and raised."""
+        try:
+            prepared = make()
+        except (BadUpdate, LocalProtocolError) as error:
+            self._give_up("REFUSED", str(error))
+            raise
+        self._hand_over(prepared)
+
+    def _hand_over(self, prepared: Prepared) -> None:
+        with self._lock:
+            self._pending = prepared
+            self._step(member.Submitted(prepared.digest))
+
+    def _give_up(self, code: str, detail: str) -> None:
+        with self._lock:
+            self._step(member.GaveUp(code, detail))
+
+    # -- the link's thread ------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """The link has a stream (again): join, and say again what may be lost."""
+        self._link.send(pb.AttendRequest(join=pb.Join(run=self._run or self._run_name)))
+        if self._run:
+            with self._lock:
+                self._step(member.Reconnected())
+
+    def failed(self, error: KoinonError) -> None:
+        """The link gave up."""
+        self._refuse(error)
+
+    def _refuse(self, error: KoinonError) -> None:
+        if self._joined.is_set():
+            self._news.put(error)
+        else:
+            self._refused = error
+            self._joined.set()
+
+    def pulse(self) -> tuple[float, pb.AttendRequest | None]:
+        """A sign of life while work is under way: the optimizer's step counter, every third of the lease."""
+        lease = self._spec.lease if self._spec else 60.0
+        with self._lock:
+            busy = self._member.stage in ("working", "sent", "staged")
+            steps = self._task.steps if self._task is not None else 0
+            progress = pb.Progress(run=self._run, round=self._member.round, steps=steps)
+        return lease / 3, pb.AttendRequest(progress=progress) if busy else None
+
+    def heard(self, message: pb.AttendResponse) -> None:
+        """The coordinator said something."""
+        kind = message.WhichOneof("says")
+        if kind == "joined":
+            self._enter(message.joined)
+        elif kind == "trouble":
+            self._refuse(convert.trouble_from(message.trouble))
+        elif kind == "ended":
+            self._news.put(_Ended(message.ended.status, message.ended.reason))
+        elif kind in ("ask", "receipt", "cancel"):
+            with self._lock:
+                self._hear_round(kind, message)
+
+    def _hear_round(self, kind: str, message: pb.AttendResponse) -> None:
+        if kind == "ask":
+            try:
+                terms = Terms.decode(message.ask.terms)
+            except BadBlob as error:
+                self._say_leave(message.ask.round, "REFUSED", str(error))
+                return
+            self._asks = {n: a for n, a in self._asks.items() if n >= self._member.round} | {
+                terms.round: message.ask
+            }
+            self._step(member.Asked(terms))
+        elif kind == "receipt":
+            verdict = convert.verdict_from(message.receipt)
+            self._step(member.Receipted(message.receipt.round, verdict, message.receipt.reason))
+        else:
+            self._step(member.Interrupted(message.cancel.round, message.cancel.reason))
+
+    def _enter(self, joined: pb.Joined) -> None:
+        """The run let this device in: load its strategy, or decline by name."""
+        if self._joined.is_set():
+            return
+        try:
+            spec = RunSpec.decode(joined.spec)
+            strategy, layout = spec.check()
+        except KoinonError as error:
+            self._run = joined.run
+            self._say_leave(0, "DECLINED", f"this device cannot take part: {error}")
+            self._refuse(error)
+            return
+        self._run, self._spec, self._half = joined.run, spec, LocalHalf(strategy, layout)
+        self._joined.set()
+
+    def _say_leave(self, round_: int, code: str, detail: str) -> None:
+        leave = pb.Leave(run=self._run, round=round_, code=code, detail=detail)
+        self._link.send(pb.AttendRequest(leave=leave))
+
+    def _step(self, event: member.Event) -> None:
+        """Move the member machine and do what it says. The lock is held."""
+        self._member, effects = member.step(self._member, event)
+        for effect in effects:
+            match effect:
+                case member.Offer(engaged):
+                    offer = pb.Offer(run=self._run, evaluates=self._evaluates, engaged=engaged)
+                    self._link.send(pb.AttendRequest(offer=offer))
+                case member.Begin(terms):
+                    self._news.put(self._asks[terms.round])
+                case member.Answer(round_, digest):
+                    self._answer(round_, digest)
+                case member.Resign(round_, code, detail):
+                    self._say_leave(round_, code, detail)
+                case member.Commit():
+                    self._settle("counted")
+                case member.Drop(_, reason):
+                    self._settle(reason)
+                case member.Interrupt(reason):
+                    if self._task is not None:
+                        self._task.cancel(reason)
+
+    def _answer(self, round_: int, digest: str) -> None:
+        assert self._pending is not None
+        assert self._member.terms is not None
+        update = self._pending
+        answer = pb.Answer(
+            run=self._run, round=round_, terms_digest=self._member.terms.digest, head=convert.head_to(update.head),
+            update=pb.Content(digest=digest, size=len(update.blob)),
+        )  # fmt: skip
+        self._link.answer(answer, update.blob)
+
+    def _settle(self, outcome: str) -> None:
+        if outcome == "counted" and self._pending is not None:
+            self._state = self._pending.pending
+        self._pending = None
+        if self._task is not None:
+            self._task.outcome = outcome

@@ -1,0 +1,78 @@
+"""One piece of work, as the owner's loop sees it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from koinon_core.canonical import digest_of
+from koinon_core.errors import UsageError
+from koinon_core.round.terms import Terms
+from koinon_core.tensors import Array
+
+from koinon.models import Model, Steering
+
+__all__ = ["Task"]
+
+Kind = Literal["train", "measure", "personal"]
+
+
+class Task:
+    """Work for one round (or one extra pass of it): the model holds the weights to start from.
+
+    Call `submit` once when the local training is done. Leaving the loop's body without it declines the round.
+    """
+
+    def __init__(
+        self, terms: Terms, client: str, kind: Kind, model: Model, steering: Steering,
+        hand_in: Callable[["Task", int, Mapping[str, float]], None],
+    ):  # fmt: skip
+        self.round = terms.round
+        self.kind: Kind = kind
+        self.config: Mapping[str, Any] = terms.config
+        self.seed = int(digest_of([terms.seed, terms.round, client])[:8], 16)
+        """For your own random choices: the same for this run's seed, round and device, simulated or deployed."""
+        self.submitted = False
+        self.outcome = ""
+        """What became of it, once that is known: "counted", or why not."""
+        self._late = ""
+        self._model, self._steering, self._hand_in = model, steering, hand_in
+
+    def __repr__(self) -> str:
+        return f"Task(round={self.round}, kind={self.kind!r}, submitted={self.submitted})"
+
+    @property
+    def epochs(self) -> int:
+        """Local epochs: `epochs` of the run's [config], 1 where it has none."""
+        return int(self.config.get("epochs", 1))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for this work any more; a loop may look at it and stop early."""
+        return bool(self._late)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self._steering.recorded.steps
+
+    def cancel(self, reason: str) -> None:
+        """Called by the session."""
+        self._late = reason
+        self.outcome = reason
+
+    def descend(self, gradients: Mapping[str, Array], lr: float) -> None:
+        """One plain SGD step on a model of numpy arrays, with the strategy's gradient term."""
+        self._model.descend(gradients, lr, self._steering)
+
+    def submit(self, *, examples: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Hand in what the model has become. `examples` is how many it was trained on, at least 1; `metrics`
+        are numbers about the training, joined over all devices by their examples.
+
+        BadUpdate, in one sentence, if it may not be sent (NaN, too many examples, out of bounds). A round that is
+        over already is no error: the work is dropped, and `outcome` says why.
+        """
+        if self.submitted:
+            raise UsageError(f"round {self.round} has its update already; submit once")
+        if isinstance(examples, bool) or int(examples) != examples:
+            raise UsageError(f"examples must be a whole number, not {examples!r}")
+        self.submitted = True
+        self._hand_in(self, int(examples), {k: float(v) for k, v in (metrics or {}).items()})

@@ -1,0 +1,1 @@
+"""What needs torch. Imported when a torch module is used, never by `import koinon`."""

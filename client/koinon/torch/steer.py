@@ -1,0 +1,128 @@
+"""The optimizer hook: the strategy's gradient term goes in, and what the steps were is recorded.
+
+A hook before every optimizer step (`register_optimizer_step_pre_hook`) fires for all of torch's optimizers,
+fused and foreach ones included, and sees the learning rate of that step. So the owner's loop stays untouched.
+
+Traps it knows: an optimizer that calls a closure recomputes the gradient after the hook, which would lose the
+term (refused); under a GradScaler a fused optimizer's gradients are still scaled here (the term is scaled too).
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from koinon_core.errors import LocalProtocolError
+from koinon_core.strategy.protocol import Pull
+from koinon_core.tensors import Tensors
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from koinon.models import Recorded
+
+if TYPE_CHECKING:
+    from koinon.torch.weights import TorchModel
+
+__all__ = ["TorchSteering"]
+
+
+class TorchSteering:
+    """Steers every optimizer that holds parameters of one model, while it is entered."""
+
+    def __init__(
+        self, model: "TorchModel", pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
+    ):
+        self.recorded = Recorded()
+        self._model, self._pull, self._start, self._measure = model, pull, start, measure
+        self._names = {id(p): n for n, p in model.parameters.items()}
+        self._frozen = [p for n, p in model.parameters.items() if train is not None and n not in train]
+        self._velocity = 0.0
+        self._optimizer: Optimizer | None = None
+        self._sum: dict[str, torch.Tensor] = {}
+        self._terms: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
+        self._handle: Any = None
+
+    def __enter__(self) -> "TorchSteering":
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        self._handle = register_optimizer_step_pre_hook(self._before_step)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handle.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+    def gradient(self) -> Tensors:
+        """The mean gradient over the steps of a measuring pass; zero for what had none."""
+        n = max(1, self.recorded.steps)
+        out = {}
+        for name, parameter in self._model.parameters.items():
+            total = self._sum.get(name, torch.zeros_like(parameter))
+            out[name] = (total.detach() / n).to("cpu").numpy().astype(self._start[name].dtype)
+        return Tensors(out)
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        groups = [g for g in optimizer.param_groups if any(id(p) in self._names for p in g["params"])]
+        if not groups:
+            return  # another model's optimizer in the same process
+        # args is (self, closure): torch hands over the arguments of the wrapped step.
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        steered = self._measure or self._pull.mu or self._pull.shift is not None
+        if closure is not None and steered:
+            raise LocalProtocolError(
+                f"{type(optimizer).__name__}.step(closure) recomputes the gradient after the strategy's term went "
+                "in, which loses it; use an optimizer without a closure, or a strategy without a gradient term"
+            )
+        scale = getattr(optimizer, "grad_scale", None)
+        for group in groups:
+            for parameter in group["params"]:
+                name = self._names.get(id(parameter))
+                if name is not None and parameter.grad is not None:
+                    self._touch(name, parameter, scale)
+        self._record(optimizer, groups)
+
+    def _touch(self, name: str, parameter: torch.nn.Parameter, scale: torch.Tensor | None) -> None:
+        assert parameter.grad is not None
+        if self._measure:
+            gradient = parameter.grad if scale is None else parameter.grad / scale
+            self._sum[name] = self._sum[name] + gradient if name in self._sum else gradient.clone()
+            parameter.grad = None  # the optimizer skips it: the weights stay as they are
+            return
+        anchor, shift = self._term(name, parameter)
+        if anchor is None and shift is None:
+            return
+        term = torch.zeros_like(parameter.grad)
+        if anchor is not None:
+            term += self._pull.mu * (parameter - anchor)
+        if shift is not None:
+            term += shift
+        parameter.grad += term if scale is None else term * scale
+
+    def _term(
+        self, name: str, parameter: torch.nn.Parameter
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if name not in self._terms:
+            anchor = torch.tensor(self._start[name]).to(parameter) if self._pull.mu else None
+            shifts = self._pull.shift
+            shift = (
+                torch.tensor(shifts[name]).to(parameter) if shifts is not None and name in shifts else None
+            )
+            self._terms[name] = (anchor, shift)
+        return self._terms[name]
+
+    def _record(self, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+        """Follow a scalar under a gradient of constant 1 through the same SGD, momentum and all."""
+        done, lr = self.recorded, float(groups[0]["lr"])
+        done.steps += 1
+        done.lr = done.lr or lr
+        same = all(float(g["lr"]) == lr and g.get("momentum") == groups[0].get("momentum") for g in groups)
+        self._optimizer = self._optimizer or optimizer
+        if not isinstance(optimizer, torch.optim.SGD) or optimizer is not self._optimizer or not same:
+            done.displacement = math.nan
+            return
+        momentum, dampening = float(groups[0]["momentum"]), float(groups[0]["dampening"])
+        gradient = 1 - self._pull.mu * done.displacement
+        first = done.steps == 1
+        self._velocity = gradient if first else momentum * self._velocity + (1 - dampening) * gradient
+        moved = gradient + momentum * self._velocity if groups[0]["nesterov"] else self._velocity
+        done.displacement += lr * (moved if momentum else gradient)

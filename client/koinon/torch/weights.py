@@ -1,0 +1,81 @@
+"""A torch module as a model: which of its tensors are federated, and how they come out and go in.
+
+Parameters that require a gradient, and persistent buffers. Frozen parameters are never sent; tied ones are sent
+once. 16-bit parameters travel as 32-bit, because a small change of a 16-bit weight rounds away.
+"""
+
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from koinon_core.errors import UsageError
+from koinon_core.schema import Field, Schema
+from koinon_core.strategy.protocol import Pull
+from koinon_core.tensors import Array, Tensors
+from torch import nn
+
+from koinon.torch.steer import TorchSteering
+
+__all__ = ["TorchModel"]
+
+_DTYPES = {
+    torch.float64: "float64", torch.float32: "float32", torch.float16: "float32", torch.bfloat16: "float32",
+    torch.int64: "int64", torch.int32: "int32", torch.int16: "int16", torch.int8: "int8", torch.uint8: "uint8",
+    torch.bool: "bool",
+}  # fmt: skip
+
+
+class TorchModel:
+    """Federates `module`. Its tensors are read and written in place, on whatever device they are."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        kept = module.state_dict(keep_vars=True)
+        self._buffers = {n: b for n, b in module.named_buffers() if n in kept}
+        if not self.parameters:
+            raise UsageError("no parameter of the module requires a gradient: there is nothing to train")
+        half = [n for n, p in self.parameters.items() if p.dtype in (torch.float16, torch.bfloat16)]
+        if half:
+            warnings.warn(
+                f"{half[0]!r} and {len(half) - 1} more trained parameters have 16 bits: most of a small update "
+                "rounds away in them. Keep them in float32 and train under torch.autocast instead.",
+                stacklevel=3,
+            )
+
+    @cached_property
+    def schema(self) -> Schema:
+        fields = [self._field(n, p, "param") for n, p in self.parameters.items()]
+        return Schema((*fields, *(self._field(n, b, "buffer") for n, b in self._buffers.items())))
+
+    def _field(self, name: str, tensor: torch.Tensor, role: Any) -> Field:
+        if tensor.dtype not in _DTYPES:
+            raise UsageError(f"{name!r} is {tensor.dtype}, which cannot be federated")
+        return Field(name, tuple(tensor.shape), _DTYPES[tensor.dtype], role)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {**self.parameters, **self._buffers}
+
+    def read(self) -> Tensors:
+        out: dict[str, Array] = {}
+        for field in self.schema:
+            tensor = self._tensors()[field.name].detach().to("cpu", getattr(torch, field.dtype))
+            # A copy: training goes on in the tensor's own memory, and nobody may see that through this.
+            out[field.name] = np.array(tensor.numpy(), copy=True)
+        return Tensors(out)
+
+    @torch.no_grad()
+    def load(self, weights: Tensors) -> None:
+        for name, tensor in self._tensors().items():
+            tensor.copy_(torch.from_numpy(np.array(weights[name], copy=True)))
+
+    def steer(
+        self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
+    ) -> TorchSteering:
+        return TorchSteering(self, pull, start, measure=measure, train=train)
+
+    def descend(self, gradients: Mapping[str, Array], lr: float, steering: Any) -> None:
+        raise UsageError("task.descend is for numpy models; step your torch optimizer as usual")

@@ -1,0 +1,120 @@
+"""`koinon-coordinator`: the service's command line."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from koinon_core import __version__
+from koinon_core.errors import KoinonError
+from koinon_core.strategy.registry import load_plugins
+
+from koinon_coordinator.config import Config
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="The Koinon coordinator: runs federated rounds for the devices that attend.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"koinon-coordinator {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: koinon-coordinator serve --db sqlite:///koinon.db --listen 127.0.0.1:8440")
+def serve(
+    db: Annotated[str, typer.Option(help="The run database.")] = "sqlite:///koinon.db",
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8440",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder for large contents; default: beside the SQLite file.")
+    ] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="A module with your own strategies; may be repeated.")
+    ] = None,
+    log: Annotated[str, typer.Option(help="Log as 'text' or 'json', to standard error.")] = "text",
+) -> None:
+    """Serve devices and operators until SIGTERM or Ctrl-C. Prints one line when it is ready."""
+    _logging(log)
+    sys.path.insert(0, os.getcwd())  # an owner's plugin lies where they start from
+    config = Config(db=db, listen=listen, data=data, plugins=tuple(plugin or ()))
+    load_plugins(config.plugins)
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    # Imported here: `--help` need not load gRPC and SQLAlchemy.
+    from koinon_coordinator.federation import Federation
+    from koinon_coordinator.service import serve as serve_federation
+    from koinon_coordinator.store import Store
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def ready(port: int) -> None:
+        host = config.listen.rpartition(":")[0]
+        print(f"koinon-coordinator {__version__} listens on {host}:{port}", flush=True)
+
+    store = await asyncio.to_thread(Store, config.db, config.data)
+    try:
+        await serve_federation(Federation(store), config.listen, stop, ready)
+    finally:
+        store.close()
+
+
+def _logging(style: str) -> None:
+    if style not in ("text", "json"):
+        raise typer.BadParameter("it is 'text' or 'json'", param_hint="--log")
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def main() -> None:
+    """The entry point: our errors leave as one sentence and their exit code."""
+    try:
+        app()
+    except* KoinonError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        assert isinstance(error, KoinonError)
+        print(f"koinon-coordinator: {error}", file=sys.stderr)
+        sys.exit(error.exit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""The driver: one run's machine, given a clock, a database and devices to talk to.
+
+Everything that happens to a run comes through one queue. A turn takes what has gathered there, steps the
+machine on a copy, commits what came of it in one transaction, and only then makes the copy the run and carries
+out the orders. So nothing is said that is not durable, and events that arrive together share one commit.
+
+If a commit fails, nobody can know what of it is there: the run is dropped from memory and rebuilt from the
+store, and the devices whose messages were in the turn are cut off, so that they say them again.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import structlog
+from koinon_core import run as runs
+from koinon_core.errors import KoinonError, StoreError
+from koinon_core.round import effects
+from koinon_core.round.machine import Round, rebuild
+from koinon_core.run import Fact, Order, Run
+from koinon_core.spec import RunSpec
+from koinon_core.wire import convert
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+from koinon_coordinator.closing import Closed, Plan, close_round
+from koinon_coordinator.roster import Roster
+from koinon_coordinator.store import Change, Incident, ModelVersion, RunRow, Store, UpdateRow
+
+__all__ = ["Driver", "Item", "restore"]
+
+T = TypeVar("T")
+_log = structlog.get_logger("koinon.run")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A fact on its way into the machine, with what must be written if it changes anything."""
+
+    fact: Fact
+    update: UpdateRow | None = None
+    incident: Incident | None = None
+    closed: Closed | None = None
+
+
+def restore(store: Store, row: RunRow) -> Run:
+    """The run as its stored events left it."""
+    version = store.latest_model(row.id)
+    spec = RunSpec.decode(row.spec)
+    return Run(
+        id=row.id, spec=spec, model=version.digest, down=version.down, status=row.status,  # type: ignore[arg-type]
+        reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]
+        round=rebuild(store.events(row.id, row.number)) if row.number else None,
+    )  # fmt: skip
+
+
+class Driver:
+    """Drives one run. `clock` gives seconds since 1970."""
+
+    def __init__(
+        self, store: Store, plan: Plan, run: Run, version: ModelVersion, roster: Roster, pool: Executor,
+        clock: Callable[[], float] = time.time,
+    ):  # fmt: skip
+        self.run = run
+        self.plan = plan
+        self.version = version
+        self._store, self._roster, self._pool, self._clock = store, roster, pool, clock
+        self._queue: asyncio.Queue[Item] = asyncio.Queue()
+        self._staged: dict[str, UpdateRow] = {}
+        self._ask: tuple[int, bytes] | None = None
+        self._bytes_down: dict[int, int] = {}
+        self._watchers: set[asyncio.Event] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._log = _log.bind(run=run.spec.name)
+
+    # -- what others call -------------------------------------------------------------------------------------
+
+    def tell(self, item: Item | Fact) -> None:
+        """Queue a fact."""
+        self._queue.put_nowait(item if isinstance(item, Item) else Item(item))
+
+    def count_down(self, round_: int, nbytes: int) -> None:
+        """Note bytes that a device fetched for a round."""
+        self._bytes_down[round_] = self._bytes_down.get(round_, 0) + nbytes
+
+    def watch(self) -> asyncio.Event:
+        """An event that is set whenever something the operator sees has changed; give it back to `unwatch`."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        return event
+
+    def unwatch(self, event: asyncio.Event) -> None:
+        self._watchers.discard(event)
+
+    async def db(self, function: Callable[..., T], *args: object) -> T:
+        """Call the store from a worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    async def drive(self) -> None:
+        """Run until the run is over or the task is cancelled."""
+        self._begin()
+        while not self.run.over:
+            items = [await self._queue.get()]
+            while not self._queue.empty():
+                items.append(self._queue.get_nowait())
+            try:
+                await self._turn(items)
+            except StoreError as error:
+                await self._refold(items, error)
+        if self._timer:
+            self._timer.cancel()
+
+    def _begin(self) -> None:
+        """Take up the run where its events left it."""
+        r = self.run.round
+        if r is not None and not r.over:
+            now = self._clock()
+            leases = dict.fromkeys(r.update.awaited, now + self.run.spec.lease) if r.stage == "update" else {}
+            self.run = replace(self.run, leases=leases)
+            self._log.info("round taken up again", round=r.terms.round, stage=r.stage)
+        self.tell(runs.Tick(self._clock()))
+
+    # -- a turn -----------------------------------------------------------------------------------------------
+
+    async def _turn(self, items: Iterable[Item]) -> None:
+        change, orders = self._step(items)
+        while True:
+            if not change.empty:
+                await self.db(self._store.write, change)
+            self.run = change.run
+            if any(isinstance(order, effects.Ask) for order in orders):
+                await self._prepare_ask()
+            self._perform(orders)
+            if self.run.round is None or self.run.round.stage != "folding":
+                break
+            change, orders = self._step([await self._fold(self.run.round)])
+        self._set_timer()
+
+    def _step(self, items: Iterable[Item]) -> tuple[Change, list[Order]]:
+        """The machine's moves for these items, on a copy."""
+        change = Change(self.run, before=self.run)
+        orders: list[Order] = []
+        waiting = deque(items)
+        first = runs.start(self.run) if self.run.round is None or self.run.round.over else None
+        if first is not None and any(isinstance(o, runs.Open) for o in first.orders):
+            change.run = first.run
+            waiting.appendleft(self._opening())
+        while waiting:
+            item = waiting.popleft()
+            moved = runs.step(change.run, item.fact)
+            change.run = moved.run
+            if moved.records:
+                number = moved.run.number
+                change.events += ((number, event) for event in moved.records)
+                if moved.run.round is not None:
+                    change.rounds[number] = moved.run.round
+                    change.bytes_down[number] = self._bytes_down.get(number, 0)
+                self._attach(change, item)
+            if item.incident is not None:
+                change.incidents.append(item.incident)
+            for order in moved.orders:
+                if isinstance(order, runs.Open):
+                    waiting.appendleft(self._opening())
+                else:
+                    orders.append(order)
+                if isinstance(order, runs.Finish):
+                    change.ended_at = self._clock()
+        return change, orders
+
+    def _opening(self) -> Item:
+        return Item(runs.Opening(self._clock(), os.urandom(16).hex()))
+
+    def _attach(self, change: Change, item: Item) -> None:
+        """What must be durable together with the events of an item."""
+        if item.update is not None:
+            change.updates.append(item.update)
+            self._staged[item.update.client] = item.update
+        if item.closed is not None:
+            version, number = item.closed.version, change.run.number
+            change.contents += item.closed.contents
+            measured = self.version.round
+            change.metrics += (
+                (measured if name.startswith("eval.") else number, name, value)
+                for name, value in item.closed.metrics.items()
+            )
+            if version is not self.version:
+                change.models.append(version)
+                self.version = version
+
+    async def _fold(self, r: Round) -> Item:
+        """Take the sum in a worker thread; the answer is a fact like any other. That the round waits for it is
+        seen from its stage, so that a restarted coordinator takes it too."""
+        try:
+            staged = [await self._update(client) for client in r.accepted]
+            rows = [(u.client, u.head, u.digest, u.size, u.data) for u in staged]
+            closed = await self.db(close_round, self._store, self.plan, r.terms, self.version, rows)
+        except KoinonError as error:
+            if isinstance(error, StoreError):
+                raise
+            incident = Incident(self._clock(), "", r.terms.round, error.code, str(error))
+            fact = runs.Unfoldable(self._clock(), r.terms.round, f"made no model: {error}")
+            return Item(fact, incident=incident)
+        version = closed.version
+        return Item(runs.Folded(self._clock(), r.terms.round, version.digest, version.down), closed=closed)
+
+    async def _update(self, client: str) -> UpdateRow:
+        """A staged update: from memory, or, after a restart, from the store."""
+        if client not in self._staged:
+            number, codec = self.run.number, self.run.spec.codec
+            for name, (digest, size, head) in (await self.db(self._store.heads, self.run.id, number)).items():
+                small = size <= convert.INLINE and bool(digest)
+                data = await self.db(self._store.bytes, digest) if small else None
+                self._staged[name] = UpdateRow(name, number, digest, size, codec, head, 0.0, data)
+        return self._staged[client]
+
+    async def _refold(self, items: Iterable[Item], error: StoreError) -> None:
+        self._log.error("a turn was not stored; the run is rebuilt from the database", error=str(error))
+        await asyncio.sleep(1)
+        row = next(r for r in await self.db(self._store.runs) if r.id == self.run.id)
+        devices = self.run.devices
+        self.run = replace(await self.db(restore, self._store, row), devices=devices)
+        self.version = await self.db(self._store.latest_model, self.run.id)
+        self._staged.clear()
+        for client in {getattr(item.fact, "client", "") for item in items}:
+            connection = self._roster.get(client)
+            if connection is not None:
+                connection.cut()
+        self._begin()
+
+    # -- orders -----------------------------------------------------------------------------------------------
+
+    def _perform(self, orders: Iterable[Order]) -> None:
+        """Carry out what the machine wants, but for a Fold, which takes time and has its own place in a turn."""
+        for order in orders:
+            match order:
+                case effects.Ask(client):
+                    if self._ask is not None and self._send(client, self._ask[1]):
+                        self.count_down(self._ask[0], len(self._ask[1]))
+                case effects.Receipt(client, number, verdict, reason):
+                    receipt = convert.receipt(self.run.id, number, verdict, reason)
+                    self._send(client, receipt.SerializeToString())
+                case effects.Cancel(client, number, reason):
+                    cancel = pb.Cancel(run=self.run.id, round=number, reason=reason)
+                    self._send(client, pb.AttendResponse(cancel=cancel).SerializeToString())
+                case effects.Close(number, counted, reason):
+                    self._staged.clear()
+                    self._bytes_down.pop(number, None)
+                    self._log.info(
+                        "round closed" if counted else "round abandoned", round=number, reason=reason
+                    )
+                case runs.Finish(status, reason):
+                    self._log.info("run ended", status=status, reason=reason)
+                    ended = pb.AttendResponse(ended=pb.Ended(run=self.run.id, status=status, reason=reason))
+                    for client in self.run.devices:
+                        self._send(client, ended.SerializeToString())
+        for event in self._watchers:
+            event.set()
+
+    def _send(self, client: str, message: bytes) -> bool:
+        connection = self._roster.get(client)
+        if connection is None:
+            return False
+        connection.send(message)
+        return True
+
+    async def _prepare_ask(self) -> None:
+        """The Ask of the open round: the same bytes for every device, made once."""
+        r = self.run.round
+        if r is None or (self._ask is not None and self._ask[0] == r.terms.round):
+            return
+        ask = pb.Ask(run=self.run.id, round=r.terms.round, terms=r.terms.encoded)
+        ask.model.CopyFrom(await self.db(self._content, r.terms.model))
+        if r.terms.down:
+            ask.down.CopyFrom(await self.db(self._content, r.terms.down))
+        self._ask = (r.terms.round, pb.AttendResponse(ask=ask).SerializeToString())
+
+    def _content(self, digest: str) -> pb.Content:
+        window, size = self._store.window(digest)
+        small = bytes(window(0, size)) if size <= convert.INLINE else b""
+        return pb.Content(digest=digest, size=size, inline=small)
+
+    def _set_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        at = self.run.wakes_at
+        self._timer = None
+        if at is not None:
+            loop = asyncio.get_running_loop()
+            # A millisecond late rather than early: an early Tick would change nothing and be asked for again.
+            delay = max(0.0, at - self._clock()) + 0.001
+            self._timer = loop.call_later(delay, lambda: self.tell(runs.Tick(self._clock())))

@@ -1,0 +1,76 @@
+"""The roster: which devices are attached now, and the queue in front of each one's stream.
+
+A device has one stream. The same process may reconnect (its old stream is dropped); a second process under the
+same name is refused, because two devices with one identity would answer for each other.
+"""
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+
+from koinon_core.errors import Conflict
+
+__all__ = ["Connection", "Roster"]
+
+
+@dataclass(eq=False)
+class Connection:
+    """One device's stream. `outbox` holds encoded messages; None ends the stream."""
+
+    client: str
+    instance: str
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    runs: set[str] = field(default_factory=set)
+
+    def send(self, message: bytes) -> None:
+        self.outbox.put_nowait(message)
+
+    def cut(self) -> None:
+        """End the stream after what is queued."""
+        self.outbox.put_nowait(None)
+
+
+class Roster:
+    """All attached devices."""
+
+    def __init__(self) -> None:
+        self._by_client: dict[str, Connection] = {}
+        self._by_token: dict[str, Connection] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_client)
+
+    def attach(self, client: str, instance: str) -> Connection:
+        """A new connection; Conflict if another process holds the name."""
+        old = self._by_client.get(client)
+        if old is not None:
+            if old.instance != instance:
+                raise Conflict(
+                    f"a device named {client!r} is attached already, from another process; give each its own "
+                    "name (if that one just crashed, its place is free within a minute)"
+                )
+            self.detach(old)
+            old.cut()
+        connection = Connection(client, instance)
+        self._by_client[client] = self._by_token[connection.token] = connection
+        return connection
+
+    def detach(self, connection: Connection) -> bool:
+        """Forget a connection; False if a newer one has taken its place."""
+        self._by_token.pop(connection.token, None)
+        if self._by_client.get(connection.client) is not connection:
+            return False
+        del self._by_client[connection.client]
+        return True
+
+    def get(self, client: str) -> Connection | None:
+        return self._by_client.get(client)
+
+    def by_token(self, token: str) -> Connection | None:
+        return self._by_token.get(token)
+
+    def cut_all(self) -> None:
+        """End every stream."""
+        for connection in list(self._by_client.values()):
+            connection.cut()

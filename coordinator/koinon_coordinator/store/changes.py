@@ -1,0 +1,223 @@
+"""What is written, and how: one `Change` is one transaction, whatever it holds.
+
+Closing a round, the new model, the strategy's state, the metrics and the next round's opening are in one
+change, so there is no moment at which a crash could find half of them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from koinon_core.round.events import Event, Heard, dump
+from koinon_core.round.machine import Round
+from koinon_core.run import Run
+from koinon_core.update import Head
+from sqlalchemy import Connection, insert, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from koinon_coordinator.store import models
+
+__all__ = [
+    "Change",
+    "Incident",
+    "ModelVersion",
+    "UpdateRow",
+    "create_run",
+    "participants",
+    "see_device",
+    "write",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that was refused or went wrong."""
+
+    at: float
+    client: str
+    round: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRow:
+    """A verified update. `data` is its bytes if they are small, else they are a blob already."""
+
+    client: str
+    round: int
+    digest: str
+    size: int
+    codec: str
+    head: Head
+    at: float
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A model, the strategy's state behind it, and the part of that which devices get, by digest."""
+
+    round: int
+    digest: str
+    state: str = ""
+    down: str = ""
+
+
+@dataclass(slots=True)
+class Change:
+    """Everything that one turn of a run makes durable together."""
+
+    run: Run
+    before: Run | None = None
+    events: list[tuple[int, Event]] = field(default_factory=list)
+    rounds: dict[int, Round] = field(default_factory=dict)
+    updates: list[UpdateRow] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+    models: list[ModelVersion] = field(default_factory=list)
+    metrics: list[tuple[int, str, float]] = field(default_factory=list)
+    contents: list[tuple[str, int, bytes | None]] = field(default_factory=list)
+    bytes_down: dict[int, int] = field(default_factory=dict)
+    ended_at: float | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would be lost if this were not written now."""
+        moved = self.before is None or self.before.status != self.run.status
+        return not (self.events or self.incidents or moved)
+
+
+def _upsert(
+    tx: Connection, table: Any, rows: Sequence[dict[str, Any]], keys: Sequence[str], sets: Sequence[str] = ()
+) -> None:
+    """Insert `rows`; where `keys` exist already, set `sets` (or leave them as they are)."""
+    if not rows:
+        return
+    dialect = postgresql if tx.dialect.name == "postgresql" else sqlite
+    statement: Any = dialect.insert(table)
+    if sets:
+        statement = statement.on_conflict_do_update(
+            index_elements=list(keys), set_={name: statement.excluded[name] for name in sets}
+        )
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=list(keys))
+    tx.execute(statement, list(rows))
+
+
+def create_run(tx: Connection, change: Change, created_at: float) -> None:
+    """Insert the run and all that its first turn made."""
+    run = change.run
+    tx.execute(
+        insert(models.Run),
+        [{
+            "id": run.id, "name": run.spec.name, "spec": run.spec.encoded, "status": run.status,
+            "reason": run.reason, "kind": run.kind, "number": run.number, "closed": run.closed,
+            "streak": run.streak, "created_at": created_at,
+        }],
+    )  # fmt: skip
+    write(tx, change)
+
+
+def write(tx: Connection, change: Change) -> None:
+    """Write a change. The unique key of `updates` makes a second contribution of one device impossible."""
+    run = change.run
+    contents = [*change.contents, *((u.digest, u.size, u.data) for u in change.updates if u.size)]
+    _upsert(
+        tx, models.Content, [{"digest": d, "size": n, "data": b} for d, n, b in dict.fromkeys(contents)], ["digest"]
+    )  # fmt: skip
+    _write_rounds(tx, run.id, change)
+    if change.events:
+        rows = [(number, *dump(event)) for number, event in change.events]
+        tx.execute(
+            insert(models.Event),
+            [{"run": run.id, "round": number, "kind": kind, "data": data} for number, kind, data in rows],
+        )
+    if change.updates:
+        tx.execute(
+            insert(models.Update),
+            [
+                {
+                    "run": run.id, "round": u.round, "client": u.client, "digest": u.digest, "size": u.size,
+                    "codec": u.codec, "head": u.head.to_json(), "at": u.at,
+                }
+                for u in change.updates
+            ],
+        )  # fmt: skip
+    if change.models:
+        tx.execute(
+            insert(models.Model),
+            [
+                {"run": run.id, "round": m.round, "digest": m.digest, "state": m.state, "down": m.down}
+                for m in change.models
+            ],
+        )
+    metrics = [{"run": run.id, "round": r, "name": n, "value": v} for r, n, v in change.metrics]
+    _upsert(tx, models.Metric, metrics, ["run", "round", "name"], ["value"])
+    if change.incidents:
+        tx.execute(
+            insert(models.Incident),
+            [
+                {
+                    "run": run.id, "round": i.round, "client": i.client, "at": i.at, "code": i.code,
+                    "message": i.message,
+                }
+                for i in change.incidents
+            ],
+        )  # fmt: skip
+    values: dict[str, Any] = {
+        "status": run.status, "reason": run.reason, "kind": run.kind, "number": run.number,
+        "closed": run.closed, "streak": run.streak,
+    }  # fmt: skip
+    if change.ended_at is not None:
+        values["ended_at"] = change.ended_at
+    tx.execute(update(models.Run).where(models.Run.id == run.id).values(values))
+
+
+def _write_rounds(tx: Connection, run: str, change: Change) -> None:
+    rows = [
+        {
+            "run": run, "number": number, "kind": r.terms.kind, "stage": r.stage, "reason": r.reason,
+            "terms_digest": r.terms.digest, "opened_at": r.opened_at, "asked_at": r.asked_at,
+            "folding_at": r.folding_at, "ended_at": r.ended_at, "bytes_down": change.bytes_down.get(number, 0),
+        }
+        for number, r in change.rounds.items()
+    ]  # fmt: skip
+    moving = ["stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down"]
+    _upsert(tx, models.Round, rows, ["run", "number"], moving)
+    answered = {
+        (n, e.client): e.at for n, e in change.events if isinstance(e, Heard) and e.collection == "update"
+    }
+    people = [
+        {
+            "run": run, "round": number, "client": client, "status": status, "reason": reason,
+            "answered_at": answered.get((number, client)),
+        }
+        for number, r in change.rounds.items()
+        for client, status, reason in participants(r)
+    ]  # fmt: skip
+    heard = [p for p in people if p["answered_at"] is not None]
+    _upsert(tx, models.Participant, heard, ["run", "round", "client"], ["status", "reason", "answered_at"])
+    rest = [p for p in people if p["answered_at"] is None]
+    _upsert(tx, models.Participant, rest, ["run", "round", "client"], ["status", "reason"])
+
+
+def participants(r: Round) -> Iterable[tuple[str, str, str]]:
+    """(client, status, reason) of everyone in a round, as the operator sees them."""
+    if r.stage == "joined":
+        yield from ((client, "joined", "") for client in r.joined.heard)
+    for client in sorted(r.update.asked):
+        if client in r.update.heard:
+            status = {"closed": "counted", "abandoned": "not_counted"}.get(r.stage, "staged")
+            yield client, status, r.reason if r.stage == "abandoned" else ""
+        elif client in r.update.left:
+            yield client, "left", r.update.left[client]
+        elif r.stage == "update":
+            yield client, "asked", ""
+        else:
+            yield client, "late", r.reason
+
+
+def see_device(tx: Connection, name: str, version: str, at: float) -> None:
+    """Note that a device attended."""
+    row = {"name": name, "version": version, "first_seen": at, "last_seen": at}
+    _upsert(tx, models.Device, [row], ["name"], ["version", "last_seen"])

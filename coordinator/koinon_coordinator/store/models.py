@@ -1,0 +1,159 @@
+"""The tables of the run database.
+
+    runs           one row a run: its spec and where it stands
+    rounds         one row a round, from its opening to its end
+    events         what happened in a round, in order: folding them rebuilds it
+    participants   one row a device and round: asked, answered, counted or why not
+    updates        what a device sent; (run, round, client) is unique, so nothing is counted twice
+    models         one row a model version, with the strategy's state behind it
+    metrics        numbers of a round, by name
+    incidents      what was refused or went wrong, for the operator
+    contents       bytes by SHA-256: small ones in the row, large ones in a file beside the database
+    devices        every device that ever attended
+
+A content is written before the row that names it, in the same transaction or an earlier one.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)  # fmt: skip
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = [
+    "Content", "Device", "Event", "Incident", "Metric", "Model", "Participant", "Round", "Run", "Table", "Update",
+]  # fmt: skip
+
+_RUN = "runs.id"
+
+
+class Table(DeclarativeBase):
+    """The base of all tables; constraint names are fixed, so that migrations can name them on every database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON, int: BigInteger}  # noqa: RUF012 - SQLAlchemy's own protocol
+
+
+class Run(Table):
+    __tablename__ = "runs"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    spec: Mapped[bytes] = mapped_column(LargeBinary)
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    kind: Mapped[str] = mapped_column(String(16), default="train")
+    number: Mapped[int] = mapped_column(default=0)
+    closed: Mapped[int] = mapped_column(default=0)
+    streak: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[float] = mapped_column(Float(53))
+    ended_at: Mapped[float | None] = mapped_column(Float(53))
+
+
+class Round(Table):
+    __tablename__ = "rounds"
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(String(16))
+    stage: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    terms_digest: Mapped[str] = mapped_column(String(64))
+    opened_at: Mapped[float] = mapped_column(Float(53))
+    asked_at: Mapped[float | None] = mapped_column(Float(53))
+    folding_at: Mapped[float | None] = mapped_column(Float(53))
+    ended_at: Mapped[float | None] = mapped_column(Float(53))
+    bytes_down: Mapped[int] = mapped_column(default=0)
+
+
+class Event(Table):
+    __tablename__ = "events"
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN))
+    round: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]]
+    __table_args__ = (Index(None, "run", "round", "id"),)
+
+
+class Participant(Table):
+    __tablename__ = "participants"
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    client: Mapped[str] = mapped_column(String(128), primary_key=True)
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    answered_at: Mapped[float | None] = mapped_column(Float(53))
+
+
+class Update(Table):
+    __tablename__ = "updates"
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN))
+    round: Mapped[int]
+    client: Mapped[str] = mapped_column(String(128))
+    digest: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int]
+    codec: Mapped[str] = mapped_column(String(16))
+    head: Mapped[dict[str, Any]]
+    at: Mapped[float] = mapped_column(Float(53))
+    __table_args__ = (UniqueConstraint("run", "round", "client"),)
+
+
+class Model(Table):
+    __tablename__ = "models"
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(64), default="")
+    down: Mapped[str] = mapped_column(String(64), default="")
+
+
+class Metric(Table):
+    __tablename__ = "metrics"
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    value: Mapped[float] = mapped_column(Float(53))
+
+
+class Incident(Table):
+    __tablename__ = "incidents"
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), index=True)
+    round: Mapped[int]
+    client: Mapped[str] = mapped_column(String(128))
+    at: Mapped[float] = mapped_column(Float(53))
+    code: Mapped[str] = mapped_column(String(32))
+    message: Mapped[str] = mapped_column(Text)
+
+
+class Content(Table):
+    __tablename__ = "contents"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int]
+    data: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
+class Device(Table):
+    __tablename__ = "devices"
+    name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    version: Mapped[str] = mapped_column(String(32))
+    first_seen: Mapped[float] = mapped_column(Float(53))
+    last_seen: Mapped[float] = mapped_column(Float(53))

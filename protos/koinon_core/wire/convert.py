@@ -1,0 +1,89 @@
+"""Protobuf messages to and from the core's values. Nothing else knows both.
+
+Readers raise RemoteProtocolError for what no honest peer sends.
+"""
+
+from koinon_core import PROTOCOL, __version__
+from koinon_core.canonical import sha256
+from koinon_core.errors import KoinonError, RemoteProtocolError, from_code
+from koinon_core.round.effects import Verdict
+from koinon_core.update import Head
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+__all__ = [
+    "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "head_from", "head_to", "hello", "receipt",
+    "trouble", "trouble_from", "verdict_from",
+]  # fmt: skip
+
+INLINE = 64 * 1024
+"""Contents up to this many bytes travel in the message that names them."""
+MESSAGE_LIMIT = 4 * 1024 * 1024
+"""No message is larger."""
+
+_VERDICTS: dict[Verdict, pb.Verdict] = {
+    "STAGED": pb.VERDICT_STAGED,
+    "COUNTED": pb.VERDICT_COUNTED,
+    "NOT_COUNTED": pb.VERDICT_NOT_COUNTED,
+}
+
+
+def hello(client: str, instance: str) -> pb.Hello:
+    """The greeting of this version."""
+    return pb.Hello(protocol=PROTOCOL, client=client, instance=instance, version=__version__)
+
+
+def check_hello(message: pb.Hello) -> None:
+    """Raise RemoteProtocolError unless this side can talk with the sender."""
+    if message.protocol != PROTOCOL:
+        raise RemoteProtocolError(
+            f"{message.client[:64]!r} (Koinon {message.version[:32]}) speaks protocol {message.protocol}, this "
+            f"coordinator (Koinon {__version__}) speaks {PROTOCOL}; install the same version on both"
+        )
+    if not 1 <= len(message.client) <= 128 or not message.client.isprintable():
+        raise RemoteProtocolError("a device needs a name of 1 to 128 printable characters")
+    if not 1 <= len(message.instance) <= 64:
+        raise RemoteProtocolError("a device must say which instance it is")
+
+
+def content(data: bytes, digest: str | None = None) -> pb.Content:
+    """`data` by its digest, inline if it is small."""
+    return pb.Content(
+        digest=digest or sha256(data), size=len(data), inline=data if len(data) <= INLINE else b""
+    )
+
+
+def head_to(head: Head) -> pb.Head:
+    return pb.Head(
+        examples=head.examples, totals=head.totals, training=head.training, evaluation=head.evaluation,
+        evaluation_examples=head.evaluation_examples, steps=head.steps,
+    )  # fmt: skip
+
+
+def head_from(message: pb.Head) -> Head:
+    return Head(
+        examples=message.examples, totals=dict(message.totals), training=dict(message.training),
+        evaluation=dict(message.evaluation), evaluation_examples=message.evaluation_examples,
+        steps=message.steps,
+    )  # fmt: skip
+
+
+def receipt(run: str, round_: int, verdict: Verdict, reason: str) -> pb.AttendResponse:
+    return pb.AttendResponse(
+        receipt=pb.Receipt(run=run, round=round_, verdict=_VERDICTS[verdict], reason=reason)
+    )
+
+
+def verdict_from(message: pb.Receipt) -> Verdict:
+    for name, number in _VERDICTS.items():
+        if number == message.verdict:
+            return name
+    raise RemoteProtocolError(f"the coordinator sent a receipt with verdict {message.verdict}")
+
+
+def trouble(run: str, error: KoinonError) -> pb.AttendResponse:
+    """An error, as the device will raise it."""
+    return pb.AttendResponse(trouble=pb.Trouble(run=run, code=error.code, message=str(error)))
+
+
+def trouble_from(message: pb.Trouble) -> KoinonError:
+    return from_code(message.code, message.message)

@@ -1,0 +1,92 @@
+"""Fixtures: a real coordinator process, on a port of its own, with a database of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class Coordinator:
+    """A `koinon-coordinator serve` process."""
+
+    def __init__(self, folder: Path, *arguments: str, port: int = 0, cwd: Path | None = None):
+        self.folder = folder
+        self.db = folder / "koinon.db"
+        self.log = folder / "coordinator.log"
+        self._arguments, self._cwd = arguments, cwd
+        self.port = port
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "koinon_coordinator", "serve", "--db", f"sqlite:///{self.db}",
+            "--listen", f"127.0.0.1:{self.port}", *self._arguments,
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=self._cwd
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert "listens on" in line, self.log.read_text()
+        self.port = int(line.rsplit(":", 1)[1])
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=20)
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
+    one = Coordinator(tmp_path)
+    yield one
+    if one.process.poll() is None:
+        one.kill()
+
+
+class Clients:
+    """Client functions on threads; `join` re-raises what one of them raised."""
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+        self.errors: list[BaseException] = []
+
+    def start(self, function: Callable[[], object], name: str = "client") -> None:
+        def run() -> None:
+            try:
+                function()
+            except BaseException as error:
+                self.errors.append(error)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def join(self, timeout: float = 60.0) -> None:
+        for thread in self._threads:
+            thread.join(timeout)
+            assert not thread.is_alive(), f"{thread.name} still runs after {timeout} s"
+        if self.errors:
+            raise self.errors[0]
+
+
+@pytest.fixture
+def clients() -> Clients:
+    return Clients()
