@@ -120,6 +120,7 @@ class GrpcLink:
         self._token = ""
         self._online: asyncio.Event = asyncio.Event()
         self._closing = False
+        self._closer: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._receiver: Receiver | None = None
 
@@ -168,6 +169,8 @@ class GrpcLink:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._main())
+            if self._closer is not None:
+                self._loop.run_until_complete(self._closer)
         finally:
             self._loop.close()
 

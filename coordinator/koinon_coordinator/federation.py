@@ -95,9 +95,9 @@ class Federation:
                 f"the run stopped on an error of the coordinator: {error!r}"
             )
         finally:
-            del self.drivers[driver.run.id], self._driving[driver.run.id]
             if driver.run.over:
-                await self._read_rows()
+                await self._read_rows()  # before the driver goes: nobody may see the run as it was created
+            del self.drivers[driver.run.id], self._driving[driver.run.id]
 
     # -- operators --------------------------------------------------------------------------------------------
 

@@ -5,9 +5,11 @@ folder), so what a committed row names is always there. Small contents (up to 64
 database row: a file of its own would cost each of them half a millisecond.
 """
 
+import fcntl
 import hashlib
 import os
 import re
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,15 +23,29 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
-    """A folder of blobs. Safe for several threads; one process at a time writes to it."""
+    """A folder of blobs. Safe for several threads; one process at a time may have it (StoreError)."""
 
     def __init__(self, root: Path):
         self._root = root
         self._partial = root / "partial"
+        self._incoming: dict[Path, Incoming] = {}
+        self._guard = threading.Lock()
         try:
             self._partial.mkdir(parents=True, exist_ok=True)
+            self._lock = (root / "lock").open("wb")
         except OSError as error:
             raise StoreError(f"the blobs' folder {root} cannot be made: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise StoreError(
+                f"another coordinator uses {root} and its database; stop it first, or name another --db"
+            ) from None
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.close()
 
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be."""
@@ -44,7 +60,7 @@ class Blobs:
         """Make `data` durable; returns its digest."""
         digest = sha256(data)
         if not self.has(digest):
-            incoming = self.receive(digest, len(data), "coordinator")
+            incoming = self.receive(digest, len(data), f"coordinator {threading.get_ident()}")
             with incoming:
                 incoming.write(data)
                 incoming.finish()
@@ -72,9 +88,14 @@ class Blobs:
 
     def receive(self, digest: str, size: int, owner: str) -> "Incoming":
         """Go on receiving the blob `digest` of `size` bytes from `owner`, from where it stopped."""
-        path = self.path(digest)
+        path, partial = self.path(digest), self._part(digest, owner)
         path.parent.mkdir(exist_ok=True)
-        return Incoming(self._part(digest, owner), path, digest, size)
+        with self._guard:
+            # A device that was cut off and is back goes on where it was; its old stream may not know yet.
+            if older := self._incoming.get(partial):
+                older.supersede()
+            incoming = self._incoming[partial] = Incoming(partial, path, digest, size)
+        return incoming
 
     def _part(self, digest: str, owner: str) -> Path:
         # Two devices that send the same bytes at once must not write into one file.
@@ -94,6 +115,7 @@ class Incoming:
 
     def __init__(self, partial: Path, final: Path, digest: str, size: int):
         self._partial, self._final, self._digest, self._size = partial, final, digest, size
+        self._busy = threading.Lock()
         self._file: BinaryIO = partial.open("ab", buffering=0)
         self.offset = self._file.tell()
         if self.offset > size:
@@ -106,8 +128,19 @@ class Incoming:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def supersede(self) -> None:
+        """Another stream goes on with this upload: whatever still comes in on this one is refused."""
+        with self._busy:
+            self._file.close()
+
     def write(self, data: bytes) -> None:
         """Append; more than the declared size is a BadBlob."""
+        with self._busy:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if self._file.closed:
+            raise BadBlob("this upload goes on in another stream")
         if self.offset + len(data) > self._size:
             self.discard()
             raise BadBlob(f"an upload of {self._size} bytes was declared, and more were sent")

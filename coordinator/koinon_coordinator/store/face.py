@@ -36,6 +36,7 @@ class Store:
 
     def close(self) -> None:
         self.database.close()
+        self.blobs.close()
 
     # -- writing ----------------------------------------------------------------------------------------------
 

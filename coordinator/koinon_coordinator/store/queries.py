@@ -145,13 +145,9 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
         select(m.round, m.name, m.value).where(m.run == run, m.round >= since).order_by(m.name)
     ):
         metrics.setdefault(number, {})[name] = value
-    made = dict(
-        tx.execute(
-            select(models.Model.round, models.Model.digest).where(
-                models.Model.run == run, models.Model.round >= since
-            )
-        ).tuples()
-    )
+    model = models.Model
+    versions = tx.execute(select(model.round, model.digest).where(model.run == run, model.round >= since))
+    made = {number: digest for number, digest in versions}  # noqa: C416 - dict() takes a cursor for a mapping
     columns = (
         r.number, r.kind, r.stage, r.reason, r.opened_at, r.asked_at, r.folding_at, r.ended_at, r.bytes_down,
     )  # fmt: skip

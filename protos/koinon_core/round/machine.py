@@ -123,7 +123,14 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
         case Heard(collection="update"):
             return _updated(round_, event)
         case Heard():
-            return round_, (Receipt(event.client, round_.terms.round, "NOT_COUNTED", f"no collection {event.collection!r} here"),)
+            return round_, (
+                Receipt(
+                    event.client,
+                    round_.terms.round,
+                    "NOT_COUNTED",
+                    f"no collection {event.collection!r} here",
+                ),
+            )
         case Left():
             return _left(round_, event)
         case Tick():
@@ -171,7 +178,12 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
     if client in r.update.heard:
         if r.update.heard[client] != event.digest:
             return r, (
-                Receipt(client, r.terms.round, "NOT_COUNTED", "a second, different update for this round is refused"),
+                Receipt(
+                    client,
+                    r.terms.round,
+                    "NOT_COUNTED",
+                    "a second, different update for this round is refused",
+                ),
             )
         if r.stage == "closed":
             return r, (Receipt(client, r.terms.round, "COUNTED"),)

@@ -184,4 +184,5 @@ def metrics_of(contributions: Sequence[Contribution]) -> dict[str, float]:
                 values.append(value * n)
                 weights.append(n)
     means = {name: math.fsum(v) / sum(n) for name, (v, n) in sorted(sums.items()) if sum(n)}
-    return {"examples": float(sum(c.head.examples for c in contributions)), **means}
+    examples = sum(c.head.examples for c in contributions)
+    return {"examples": float(examples), **means} if examples else means

@@ -1,0 +1,35 @@
+"""`koinon client`: run an owner's script as a device."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from koinon.cli.output import Address
+
+__all__ = ["client"]
+
+
+def client(
+    context: typer.Context,
+    script: Annotated[
+        Path, typer.Argument(help="Your training script; it calls koinon.join().", exists=True)
+    ],
+    address: Address = "127.0.0.1:8440",
+    run: Annotated[str | None, typer.Option(help="The run to join.", envvar="KOINON_RUN")] = None,
+    name: Annotated[str | None, typer.Option(help="This device's name.", envvar="KOINON_NAME")] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="A module with your own strategies; may be repeated.")
+    ] = None,
+) -> None:
+    """Run SCRIPT so that its `koinon.join()` finds the coordinator, the run and your plugins by itself."""
+    given = {"KOINON_ADDRESS": address, "KOINON_RUN": run, "KOINON_NAME": name}
+    os.environ.update({key: value for key, value in given.items() if value})
+    if plugin:
+        os.environ["KOINON_PLUGINS"] = ",".join(plugin)
+    sys.argv = [str(script), *context.args]
+    sys.path.insert(0, str(script.resolve().parent))
+    runpy.run_path(str(script), run_name="__main__")

@@ -1,0 +1,70 @@
+"""How the commands print: sizes, times, tables, JSON."""
+
+import datetime
+import json
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+
+__all__ = ["Address", "AsJson", "as_dict", "console", "elapsed", "moment", "print_json", "size"]
+
+Address = Annotated[
+    str, typer.Option("--address", envvar="KOINON_ADDRESS", help="The coordinator, HOST:PORT.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def console() -> Console:
+    """Standard output; plain where it is no terminal, and where NO_COLOR is set."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def moment(seconds: float) -> str:
+    """A point in time, in this machine's zone; empty for 0."""
+    if not seconds:
+        return ""
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def elapsed(start: float, end: float) -> str:
+    """Seconds between two points in time; empty where one is missing."""
+    return f"{end - start:.2f}" if start and end else ""
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """A message as plain values, under its own field names, defaults included. 64-bit numbers are numbers."""
+    value: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return _numbers(message, value)
+
+
+def _numbers(message: Message, value: dict[str, Any]) -> dict[str, Any]:
+    # protobuf's JSON writes 64-bit integers as text, which no program expects.
+    for f in message.DESCRIPTOR.fields:
+        held = getattr(message, f.name)
+        if f.cpp_type in (f.CPPTYPE_INT64, f.CPPTYPE_UINT64) and not f.is_repeated:
+            value[f.name] = held
+        elif f.message_type and f.name in value and not f.message_type.GetOptions().map_entry:
+            if f.is_repeated:
+                value[f.name] = [_numbers(m, v) for m, v in zip(held, value[f.name], strict=True)]
+            else:
+                value[f.name] = _numbers(held, value[f.name])
+    return value
+
+
+def print_json(value: Any) -> None:
+    """`value` on standard output."""
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,257 @@
+"""`koinon run ...`: what an operator does with runs. Each command makes one or two calls and prints."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from koinon_core.errors import RunEnded, UsageError
+from koinon_core.strategy.registry import load_plugins
+from koinon_core.wire.v1 import runs_pb2 as pb
+from rich.table import Table
+
+from koinon.cli.output import Address, AsJson, as_dict, console, elapsed, moment, print_json, size
+from koinon.operator import Operator
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+Name = Annotated[str, typer.Argument(help="The run's name or id.")]
+_LOCAL = "127.0.0.1:8440"
+
+
+@app.command(epilog="Example: koinon run create digits --model init.safetensors --rounds 10 --min-clients 3")
+def create(
+    name: Annotated[str, typer.Argument(help="A name for the run.")],
+    model: Annotated[Path, typer.Option(help="The first model, a safetensors file.")],
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="For example 'koinon.chain(koinon.FedAdam(lr=0.01), koinon.Clip(1.0))'."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds that make a model.")] = None,
+    min_clients: Annotated[int | None, typer.Option(help="The quorum of a round.")] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Devices that a round waits for; default: all attached.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings as TOML; your own for the devices under [config].")
+    ] = None,
+    plugin: Annotated[list[str] | None, typer.Option(help="A module with your own strategies.")] = None,
+    address: Address = _LOCAL,
+    json: AsJson = False,
+) -> None:
+    """Submit a run. It starts as soon as enough devices have joined."""
+    from koinon.run import Run
+
+    load_plugins(plugin or [])
+    settings = _settings(config)
+    flags = {"strategy": strategy, "rounds": rounds, "min_clients": min_clients, "clients": clients}
+    settings.update({key: value for key, value in flags.items() if value is not None})
+    handle = Run(name, model=model, **settings).create(address)
+    if json:
+        print_json({"id": handle.id, "name": handle.name})
+    else:
+        console().print(
+            f"run {handle.name} is created (id {handle.id}); `koinon run watch {handle.name}` follows it"
+        )
+
+
+def _settings(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        return tomllib.loads(config.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"there is no config file {config}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{config} is not TOML: {error}") from error
+
+
+@app.command("ls", epilog="Example: koinon run ls --json")
+def list_runs(address: Address = _LOCAL, json: AsJson = False) -> None:
+    """List all runs."""
+    with Operator(address) as operator:
+        runs = operator.runs()
+    if json:
+        print_json([as_dict(run) for run in runs])
+        return
+    table = Table(box=None)
+    for column in ("name", "status", "rounds", "devices", "created"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("note")
+    table.add_column("strategy", overflow="fold")
+    for run in runs:
+        table.add_row(
+            run.name, run.status, f"{run.rounds_closed}/{run.rounds}", str(run.devices), moment(run.created_at),
+            run.waiting_for or run.reason, run.strategy,
+        )  # fmt: skip
+    console().print(table)
+
+
+@app.command(epilog="Example: koinon run show digits")
+def show(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
+    """Show a run: every round, who took part, how long each phase took, and what went wrong."""
+    with Operator(address) as operator:
+        got = operator.get(name)
+    if json:
+        value = as_dict(got)
+        value.pop("spec")
+        print_json({**value, "settings": _spec(got)})
+        return
+    out = console()
+    out.print(_headline(got.run))
+    out.print(f"strategy {got.run.strategy}, model {got.model_digest[:12]}")
+    out.print(_rounds_table(got.rounds))
+    for r in got.rounds:
+        missing = [p for p in r.participants if p.status not in ("counted", "staged", "asked", "joined")]
+        for p in missing:
+            out.print(f"round {r.number}: {p.client} {p.status.replace('_', ' ')}: {p.reason}")
+        if r.status == "abandoned":
+            out.print(f"round {r.number} was abandoned: it {r.reason}")
+    if got.incidents:
+        table = Table("when", "device", "round", "what", title="Incidents", title_justify="left", box=None)
+        for i in got.incidents:
+            table.add_row(moment(i.at), i.client or "coordinator", str(i.round or ""), i.message)
+        out.print(table)
+
+
+def _spec(got: pb.GetResponse) -> Any:
+    import json
+
+    return json.loads(got.spec)
+
+
+def _headline(run: pb.RunInfo) -> str:
+    note = run.waiting_for or run.reason
+    return (
+        f"[bold]{run.name}[/bold] is {run.status}, {run.rounds_closed} of {run.rounds} rounds closed, "
+        f"{run.devices} devices attached" + (f"; {note}" if note else "")
+    )
+
+
+def _rounds_table(rounds: Any) -> Table:
+    table = Table(
+        "round", "kind", "status", "counted", "up", "down", "join s", "work s", "sum s", "metrics", box=None
+    )
+    for r in rounds:
+        counted = sum(p.status == "counted" for p in r.participants)
+        metrics = "  ".join(
+            f"{k.removeprefix('eval.')} {v:.4g}"
+            for k, v in sorted(r.metrics.items())
+            if k.startswith("eval.")
+        )
+        table.add_row(
+            str(r.number), r.kind, r.status, f"{counted}/{len(r.participants)}", size(r.bytes_up), size(r.bytes_down),
+            elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at),
+            elapsed(r.folding_at, r.closed_at), metrics,
+        )  # fmt: skip
+    return table
+
+
+@app.command(epilog="Example: koinon run watch digits")
+def watch(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
+    """Follow a run until it is over: a line for every round that ends. Exits with 6 if it did not finish."""
+    import json as encoder
+
+    out = console()
+    told: set[int] = set()
+    waiting = ""
+    with Operator(address) as operator:
+        for seen in operator.watch(name):
+            for r in seen.rounds:
+                if r.status not in ("closed", "abandoned") or r.number in told:
+                    continue
+                told.add(r.number)
+                counted = sum(p.status == "counted" for p in r.participants)
+                if json:
+                    print(encoder.dumps(as_dict(r)), flush=True)
+                else:
+                    end = f": it {r.reason}" if r.reason else ""
+                    out.print(
+                        f"round {r.number} {r.kind} {r.status}{end}, {counted} counted, {size(r.bytes_up)} up, "
+                        f"{size(r.bytes_down)} down, {elapsed(r.opened_at, r.closed_at)} s"
+                    )
+            run = seen.run
+            if not json and run.waiting_for != waiting and "have joined" in run.waiting_for:
+                out.print(f"[dim]{run.waiting_for}[/dim]")
+            waiting = run.waiting_for
+    if run.status != "finished":
+        raise RunEnded(f"run {run.name!r} {run.status}: {run.reason}")
+    if not json:
+        out.print(_headline(run))
+
+
+@app.command(epilog="Example: koinon run why digits")
+def why(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
+    """Say what a run waits for, or how it ended."""
+    with Operator(address) as operator:
+        got = operator.get(name)
+    reason = got.run.waiting_for or f"it {got.run.status}: {got.run.reason}"
+    recent = [i for i in got.incidents if not got.rounds or i.round in (0, got.rounds[-1].number)]
+    if json:
+        print_json(
+            {
+                "status": got.run.status,
+                "waiting_for": got.run.waiting_for,
+                "reason": got.run.reason,
+                "attached": list(got.attached),
+                "incidents": [as_dict(i) for i in recent],
+            }
+        )
+        return
+    out = console()
+    out.print(f"{got.run.name}: {reason}")
+    out.print(f"attached now: {', '.join(got.attached) or 'no device'}")
+    for i in recent:
+        out.print(f"{i.client or 'coordinator'}: {i.message}")
+
+
+def _control(name: str, verb: str, address: str, reason: str = "") -> None:
+    with Operator(address) as operator:
+        console().print(_headline(operator.control(name, verb, reason)))
+
+
+@app.command(epilog="Example: koinon run pause digits")
+def pause(name: Name, address: Address = _LOCAL) -> None:
+    """Open no further round; the one that is open goes on to its end."""
+    _control(name, "pause", address)
+
+
+@app.command(epilog="Example: koinon run resume digits")
+def resume(name: Name, address: Address = _LOCAL) -> None:
+    """Let a paused run go on."""
+    _control(name, "resume", address)
+
+
+@app.command(epilog="Example: koinon run cancel digits --reason 'wrong labels'")
+def cancel(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why; devices and the run database are told.")] = "",
+    address: Address = _LOCAL,
+) -> None:
+    """End a run now. Its models stay; the open round is abandoned."""
+    _control(name, "cancel", address, reason)
+
+
+@app.command(epilog="Example: koinon run export digits --to model.safetensors --round 7")
+def export(
+    name: Name,
+    to: Annotated[Path, typer.Option(help="The file to write.")],
+    round_: Annotated[
+        int | None, typer.Option("--round", help="A round's model; default: the newest.")
+    ] = None,
+    address: Address = _LOCAL,
+) -> None:
+    """Write a run's model as a safetensors file."""
+    from safetensors.numpy import save_file
+
+    with Operator(address) as operator:
+        number, model = operator.model(name, round_)
+    if not to.parent.is_dir():
+        raise UsageError(f"there is no folder {to.parent} to write {to.name} to")
+    save_file(
+        {n: a.copy() for n, a in model.items()},
+        to,
+        metadata={"koinon.run": name, "koinon.round": str(number)},
+    )
+    console().print(f"{to}: the model of round {number}, {size(model.nbytes)}")
