@@ -12,6 +12,7 @@ import os
 # With gRPC's fork handlers on (or unset), a DataLoader's worker processes crash beside a live stream. They must be
 # off before gRPC is first imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # not every goodbye on the terminal
 
 import asyncio
 import contextlib
@@ -22,7 +23,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import grpc
-from google.protobuf.message import Message
 from koinon_core.canonical import sha256
 from koinon_core.codec import TILE
 from koinon_core.errors import BadBlob, KoinonError, Unavailable, from_code
@@ -57,13 +57,13 @@ class Receiver(Protocol):
     def connected(self) -> None:
         """A stream is there (again)."""
 
-    def heard(self, message: pb.AttendResponse) -> None:
+    def heard(self, message: pb.CoordinatorMessage) -> None:
         """The coordinator said something."""
 
     def failed(self, error: KoinonError) -> None:
         """The link gave up, for a reason that trying again would not mend."""
 
-    def pulse(self) -> tuple[float, pb.AttendRequest | None]:
+    def pulse(self) -> tuple[float, pb.DeviceMessage | None]:
         """(seconds until the next pulse, a sign of life to send)."""
 
 
@@ -71,7 +71,7 @@ class Link(Protocol):
     """What a session needs of the network; the simulator has one without any."""
 
     def start(self, receiver: Receiver) -> None: ...
-    def send(self, message: pb.AttendRequest) -> None: ...
+    def send(self, message: pb.DeviceMessage) -> None: ...
     def answer(self, answer: pb.Answer, blob: bytes) -> None:
         """Send an update: inline if it is small, by an upload before it otherwise."""
         ...
@@ -116,7 +116,7 @@ class GrpcLink:
         self.address, self._client, self._instance = address, client, uuid.uuid4().hex
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"koinon-link-{client}", daemon=True)
-        self._outbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._outbox: asyncio.Queue[pb.DeviceMessage | None] = asyncio.Queue()
         self._token = ""
         self._online: asyncio.Event = asyncio.Event()
         self._closing = False
@@ -130,7 +130,7 @@ class GrpcLink:
         self._receiver = receiver
         self._thread.start()
 
-    def send(self, message: pb.AttendRequest) -> None:
+    def send(self, message: pb.DeviceMessage) -> None:
         self._call(self._outbox.put_nowait, message)
 
     def answer(self, answer: pb.Answer, blob: bytes) -> None:
@@ -199,12 +199,13 @@ class GrpcLink:
     async def _attend(self) -> None:
         assert self._receiver is not None
         call = stub(self._channel, FLEET.ATTEND)()
-        await call.write(pb.AttendRequest(hello=convert.hello(self._client, self._instance)))
+        hello = pb.DeviceMessage(hello=convert.hello(self._client, self._instance))
+        await call.write(pb.AttendRequest(messages=[hello]))
         first = await call.read()
         if first is grpc.aio.EOF:
             await _raise(call)
             return
-        self._token = first.welcome.token
+        self._token = first.messages[0].welcome.token
         while not self._outbox.empty():  # meant for the stream that is gone
             if self._outbox.get_nowait() is None:
                 return
@@ -213,8 +214,9 @@ class GrpcLink:
         writer = asyncio.create_task(self._write(call))
         pulse = asyncio.create_task(self._pulse())
         try:
-            while (message := await call.read()) is not grpc.aio.EOF:
-                self._receiver.heard(message)
+            while (response := await call.read()) is not grpc.aio.EOF:
+                for message in response.messages:
+                    self._receiver.heard(message)
         finally:
             for task in (writer, pulse):
                 task.cancel()
@@ -223,7 +225,15 @@ class GrpcLink:
 
     async def _write(self, call: Any) -> None:
         while (message := await self._outbox.get()) is not None:
-            await call.write(message)
+            request = pb.AttendRequest(messages=[message])
+            # What waits leaves in one message: the update, and the offer for the next round behind it.
+            while not self._outbox.empty() and request.ByteSize() < convert.INLINE:
+                message = self._outbox.get_nowait()
+                if message is None:
+                    self._outbox.put_nowait(None)
+                    break
+                request.messages.append(message)
+            await call.write(request)
         await call.done_writing()
 
     async def _pulse(self) -> None:
@@ -247,7 +257,7 @@ class GrpcLink:
                 await self._retrying(lambda: self._upload(answer, blob))
         else:
             answer.update.inline = blob
-        self._outbox.put_nowait(pb.AttendRequest(answer=answer))
+        self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
 
     async def _upload(self, answer: pb.Answer, blob: bytes) -> None:
         metadata = ((TOKEN_KEY, self._token),)

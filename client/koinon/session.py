@@ -326,7 +326,7 @@ class Session:
 
     def connected(self) -> None:
         """The link has a stream (again): join, and say again what may be lost."""
-        self._link.send(pb.AttendRequest(join=pb.Join(run=self._run or self._run_name)))
+        self._link.send(pb.DeviceMessage(join=pb.Join(run=self._run or self._run_name)))
         if self._run:
             with self._lock:
                 self._step(member.Reconnected())
@@ -342,16 +342,16 @@ class Session:
             self._refused = error
             self._joined.set()
 
-    def pulse(self) -> tuple[float, pb.AttendRequest | None]:
+    def pulse(self) -> tuple[float, pb.DeviceMessage | None]:
         """A sign of life while work is under way: the optimizer's step counter, every third of the lease."""
         lease = self._spec.lease if self._spec else 60.0
         with self._lock:
             busy = self._member.stage in ("working", "sent", "staged")
             steps = self._task.steps if self._task is not None else 0
             progress = pb.Progress(run=self._run, round=self._member.round, steps=steps)
-        return lease / 3, pb.AttendRequest(progress=progress) if busy else None
+        return lease / 3, pb.DeviceMessage(progress=progress) if busy else None
 
-    def heard(self, message: pb.AttendResponse) -> None:
+    def heard(self, message: pb.CoordinatorMessage) -> None:
         """The coordinator said something."""
         kind = message.WhichOneof("says")
         if kind == "joined":
@@ -364,7 +364,7 @@ class Session:
             with self._lock:
                 self._hear_round(kind, message)
 
-    def _hear_round(self, kind: str, message: pb.AttendResponse) -> None:
+    def _hear_round(self, kind: str, message: pb.CoordinatorMessage) -> None:
         if kind == "ask":
             try:
                 terms = Terms.decode(message.ask.terms)
@@ -398,7 +398,7 @@ class Session:
 
     def _say_leave(self, round_: int, code: str, detail: str) -> None:
         leave = pb.Leave(run=self._run, round=round_, code=code, detail=detail)
-        self._link.send(pb.AttendRequest(leave=leave))
+        self._link.send(pb.DeviceMessage(leave=leave))
 
     def _step(self, event: member.Event) -> None:
         """Move the member machine and do what it says. The lock is held."""
@@ -407,7 +407,7 @@ class Session:
             match effect:
                 case member.Offer(engaged):
                     offer = pb.Offer(run=self._run, evaluates=self._evaluates, engaged=engaged)
-                    self._link.send(pb.AttendRequest(offer=offer))
+                    self._link.send(pb.DeviceMessage(offer=offer))
                 case member.Begin(terms):
                     self._news.put(self._asks[terms.round])
                 case member.Answer(round_, digest):

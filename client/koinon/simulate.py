@@ -115,11 +115,11 @@ class _MemoryLink:
         self.receiver = receiver
         receiver.connected()
 
-    def send(self, message: pb.AttendRequest) -> None:
+    def send(self, message: pb.DeviceMessage) -> None:
         self._house.hear(self, message, b"")
 
     def answer(self, answer: pb.Answer, blob: bytes) -> None:
-        self._house.hear(self, pb.AttendRequest(answer=answer), blob)
+        self._house.hear(self, pb.DeviceMessage(answer=answer), blob)
 
     def fetch(self, content: pb.Content) -> bytes:
         return self._house.contents[content.digest]
@@ -180,7 +180,7 @@ class _House:
 
     # -- from devices -----------------------------------------------------------------------------------------
 
-    def hear(self, link: _MemoryLink, message: pb.AttendRequest, blob: bytes) -> None:
+    def hear(self, link: _MemoryLink, message: pb.DeviceMessage, blob: bytes) -> None:
         """A device said something: it arrives after the world's delay, if at all."""
         delay = self.world.random.uniform(0, self.faults.delay) if self.faults.delay else 0.0
         kind = message.WhichOneof("says")
@@ -188,13 +188,13 @@ class _House:
             return
         self.world.after(delay, lambda: self._receive(link, message, blob))
 
-    def _receive(self, link: _MemoryLink, message: pb.AttendRequest, blob: bytes) -> None:
+    def _receive(self, link: _MemoryLink, message: pb.DeviceMessage, blob: bytes) -> None:
         now, client = self.world.now, link.client
         match message.WhichOneof("says"):
             case "join":
                 self.links[client] = link
                 joined = pb.Joined(run=self.machine.id, spec=self.spec.encoded)
-                self._tell(client, pb.AttendResponse(joined=joined))
+                self._tell(client, pb.CoordinatorMessage(joined=joined))
             case "offer":
                 self.move(runs.Offered(now, client, message.offer.evaluates, message.offer.engaged))
             case "leave" if message.leave.round:
@@ -249,14 +249,14 @@ class _House:
                     self._tell(client, convert.receipt(self.machine.id, number, verdict, reason))
                 case effects.Cancel(client, number, reason):
                     cancel = pb.Cancel(run=self.machine.id, round=number, reason=reason)
-                    self._tell(client, pb.AttendResponse(cancel=cancel))
+                    self._tell(client, pb.CoordinatorMessage(cancel=cancel))
                 case effects.Fold(accepted):
                     assert self.machine.round is not None
                     self.move(self._fold(self.machine.round, accepted))
                 case effects.Close():
                     self._note(moved.run.round)
                 case runs.Finish(status, reason):
-                    ended = pb.AttendResponse(
+                    ended = pb.CoordinatorMessage(
                         ended=pb.Ended(run=self.machine.id, status=status, reason=reason)
                     )
                     for client in self.links:
@@ -288,7 +288,7 @@ class _House:
         for target, digest in ((ask.model, r.terms.model), (ask.down, r.terms.down)):
             if digest:
                 target.CopyFrom(pb.Content(digest=digest, size=len(self.contents[digest])))
-        self._tell(client, pb.AttendResponse(ask=ask))
+        self._tell(client, pb.CoordinatorMessage(ask=ask))
 
     def _fold(self, r: Round, accepted: Sequence[str]) -> runs.Fact:
         trained = r.terms.kind == "train"
@@ -312,7 +312,7 @@ class _House:
             self.models.append(self._keep(codec.encode(self.model, self.spec.model)))
         return runs.Folded(self.world.now, r.terms.round, self.models[-1], self._down())
 
-    def _tell(self, client: str, message: pb.AttendResponse) -> None:
+    def _tell(self, client: str, message: pb.CoordinatorMessage) -> None:
         link = self.links.get(client)
         if link is None:
             return

@@ -35,6 +35,8 @@ __all__ = ["Driver", "Item", "restore"]
 
 T = TypeVar("T")
 _log = structlog.get_logger("koinon.run")
+_GATHER = 0.002
+_QUICK = 1 << 20  # bytes of an update whose sum takes milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ def restore(store: Store, row: RunRow) -> Run:
     )  # fmt: skip
 
 
+def _folding(run: Run) -> Round | None:
+    """The round, if it waits for its sum."""
+    return run.round if run.round is not None and run.round.stage == "folding" else None
+
+
 class Driver:
     """Drives one run. `clock` gives seconds since 1970."""
 
@@ -69,6 +76,7 @@ class Driver:
         self.plan = plan
         self.version = version
         self._store, self._roster, self._pool, self._clock = store, roster, pool, clock
+        self._quick = plan.layout.update.nbytes <= _QUICK
         self._queue: asyncio.Queue[Item] = asyncio.Queue()
         self._staged: dict[str, UpdateRow] = {}
         self._ask: tuple[int, bytes] | None = None
@@ -105,6 +113,9 @@ class Driver:
         self._begin()
         while not self.run.over:
             items = [await self._queue.get()]
+            if self._awaits_several:
+                # Nobody waits for this answer alone: let those right behind it share its commit.
+                await asyncio.sleep(_GATHER)
             while not self._queue.empty():
                 items.append(self._queue.get_nowait())
             try:
@@ -113,6 +124,11 @@ class Driver:
                 await self._refold(items, error)
         if self._timer:
             self._timer.cancel()
+
+    @property
+    def _awaits_several(self) -> bool:
+        r = self.run.round
+        return r is not None and r.stage == "update" and len(r.update.awaited) > 1
 
     def _begin(self) -> None:
         """Take up the run where its events left it."""
@@ -127,22 +143,27 @@ class Driver:
     # -- a turn -----------------------------------------------------------------------------------------------
 
     async def _turn(self, items: Iterable[Item]) -> None:
-        change, orders = self._step(items)
+        change = Change(self.run, before=self.run)
+        orders = self._step(change, items)
         while True:
+            # A small sum is taken before the commit, so that the last updates and the next model share one; a
+            # large one after it, because its updates should not wait that long to be durable.
+            if self._quick and _folding(change.run) is not None:
+                orders += self._step(change, [await self._fold(change.run)])
             if not change.empty:
                 await self.db(self._store.write, change)
             self.run = change.run
             if any(isinstance(order, effects.Ask) for order in orders):
                 await self._prepare_ask()
             self._perform(orders)
-            if self.run.round is None or self.run.round.stage != "folding":
+            if _folding(self.run) is None:
                 break
-            change, orders = self._step([await self._fold(self.run.round)])
+            change = Change(self.run, before=self.run)
+            orders = self._step(change, [await self._fold(self.run)])
         self._set_timer()
 
-    def _step(self, items: Iterable[Item]) -> tuple[Change, list[Order]]:
-        """The machine's moves for these items, on a copy."""
-        change = Change(self.run, before=self.run)
+    def _step(self, change: Change, items: Iterable[Item]) -> list[Order]:
+        """The machine's moves for these items, on the copy that `change` holds."""
         orders: list[Order] = []
         waiting = deque(items)
         first = runs.start(self.run) if self.run.round is None or self.run.round.over else None
@@ -169,7 +190,7 @@ class Driver:
                     orders.append(order)
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
-        return change, orders
+        return orders
 
     def _opening(self) -> Item:
         return Item(runs.Opening(self._clock(), os.urandom(16).hex()))
@@ -191,9 +212,11 @@ class Driver:
                 change.models.append(version)
                 self.version = version
 
-    async def _fold(self, r: Round) -> Item:
+    async def _fold(self, run: Run) -> Item:
         """Take the sum in a worker thread; the answer is a fact like any other. That the round waits for it is
         seen from its stage, so that a restarted coordinator takes it too."""
+        r = run.round
+        assert r is not None
         try:
             staged = [await self._update(client) for client in r.accepted]
             rows = [(u.client, u.head, u.digest, u.size, u.data) for u in staged]
@@ -242,10 +265,10 @@ class Driver:
                         self.count_down(self._ask[0], len(self._ask[1]))
                 case effects.Receipt(client, number, verdict, reason):
                     receipt = convert.receipt(self.run.id, number, verdict, reason)
-                    self._send(client, receipt.SerializeToString())
+                    self._send(client, convert.envelope(receipt))
                 case effects.Cancel(client, number, reason):
                     cancel = pb.Cancel(run=self.run.id, round=number, reason=reason)
-                    self._send(client, pb.AttendResponse(cancel=cancel).SerializeToString())
+                    self._send(client, convert.envelope(pb.CoordinatorMessage(cancel=cancel)))
                 case effects.Close(number, counted, reason):
                     self._staged.clear()
                     self._bytes_down.pop(number, None)
@@ -254,9 +277,11 @@ class Driver:
                     )
                 case runs.Finish(status, reason):
                     self._log.info("run ended", status=status, reason=reason)
-                    ended = pb.AttendResponse(ended=pb.Ended(run=self.run.id, status=status, reason=reason))
+                    ended = pb.CoordinatorMessage(
+                        ended=pb.Ended(run=self.run.id, status=status, reason=reason)
+                    )
                     for client in self.run.devices:
-                        self._send(client, ended.SerializeToString())
+                        self._send(client, convert.envelope(ended))
         for event in self._watchers:
             event.set()
 
@@ -276,7 +301,7 @@ class Driver:
         ask.model.CopyFrom(await self.db(self._content, r.terms.model))
         if r.terms.down:
             ask.down.CopyFrom(await self.db(self._content, r.terms.down))
-        self._ask = (r.terms.round, pb.AttendResponse(ask=ask).SerializeToString())
+        self._ask = (r.terms.round, convert.envelope(pb.CoordinatorMessage(ask=ask)))
 
     def _content(self, digest: str) -> pb.Content:
         window, size = self._store.window(digest)

@@ -260,7 +260,10 @@ class Federation:
                 raise BadBlob(f"an update of {size} bytes is larger than this run's model can need")
             if inline is None and not await self.db(self.store.blobs.has, digest):
                 raise BadBlob("the update's bytes never arrived; upload them before they are handed in")
-            await self.db(_verify, plan, self.store, digest, size, inline)
+            if inline is not None:  # small: done before a worker thread would have woken up
+                _verify(plan, self.store, digest, size, inline)
+            else:
+                await self.db(_verify, plan, self.store, digest, size, None)
         return UpdateRow(client, round_, digest, size, r.terms.codec, head, self.clock(), inline)
 
     def may_download(self, connection: Connection, digest: str) -> Driver | None:

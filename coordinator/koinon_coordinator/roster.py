@@ -12,6 +12,9 @@ from koinon_core.errors import Conflict
 
 __all__ = ["Connection", "Roster"]
 
+_JOINED = 256 * 1024
+"""No further message is joined to this many bytes."""
+
 
 @dataclass(eq=False)
 class Connection:
@@ -25,6 +28,20 @@ class Connection:
 
     def send(self, message: bytes) -> None:
         self.outbox.put_nowait(message)
+
+    async def next(self) -> bytes:
+        """The next bytes for the stream: all messages that wait, joined. Empty where the stream ends."""
+        message = await self.outbox.get()
+        parts: list[bytes] = []
+        length = 0
+        while message is not None:
+            parts.append(message)
+            length += len(message)
+            if self.outbox.empty() or length > _JOINED:
+                return b"".join(parts)
+            message = self.outbox.get_nowait()
+        self.outbox.put_nowait(None)  # the end is found again, behind what is sent before it
+        return b"".join(parts)
 
     def cut(self) -> None:
         """End the stream after what is queued."""

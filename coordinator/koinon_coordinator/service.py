@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import Message
-from koinon_core import __version__
+from koinon_core import PROTOCOL, __version__
 from koinon_core.errors import (
     BadBlob,
     Conflict,
@@ -40,6 +40,7 @@ __all__ = ["Service", "serve"]
 Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger("koinon.service")
 _PIECE = 1 << 20
+_WATCH_EVERY = 0.1
 _MODEL_LIMIT = 64 << 30
 
 _OPTIONS = [
@@ -137,16 +138,17 @@ class Service:
     ) -> AsyncIterator[bytes]:
         """One device's stream: its messages are read in a task of their own, its outbox is written here."""
         first = await anext(aiter(requests), None)
-        if first is None or not first.HasField("hello"):
+        if first is None or len(first.messages) != 1 or not first.messages[0].HasField("hello"):
             raise RemoteProtocolError("a stream begins with a hello")
-        convert.check_hello(first.hello)
-        connection = self._federation.roster.attach(first.hello.client, first.hello.instance)
+        hello = first.messages[0].hello
+        convert.check_hello(hello)
+        connection = self._federation.roster.attach(hello.client, hello.instance)
         reader = asyncio.create_task(self._read(connection, requests))
         try:
-            await self._federation.see(connection, first.hello.version)
-            welcome = fleet_pb2.Welcome(protocol=1, version=__version__, token=connection.token)
-            yield fleet_pb2.AttendResponse(welcome=welcome).SerializeToString()
-            while (message := await connection.outbox.get()) is not None:
+            await self._federation.see(connection, hello.version)
+            welcome = fleet_pb2.Welcome(protocol=PROTOCOL, version=__version__, token=connection.token)
+            yield convert.envelope(fleet_pb2.CoordinatorMessage(welcome=welcome))
+            while message := await connection.next():
                 yield message
         finally:
             reader.cancel()
@@ -157,18 +159,21 @@ class Service:
         """Until the device hangs up. What it says wrong is told to it, and costs nobody else."""
         try:
             async for request in requests:
-                kind = request.WhichOneof("says") or ""
-                message = getattr(request, kind) if kind else None
-                try:
-                    await self._hear(connection, kind, message)
-                except KoinonError as error:
-                    _log.info("a message was refused", client=connection.client, kind=kind, reason=str(error))
-                    run = getattr(message, "run", "")
-                    connection.send(convert.trouble(run, error).SerializeToString())
+                for message in request.messages:
+                    await self._hear_one(connection, message)
         except Exception:
             _log.exception("reading a device's stream failed", client=connection.client)
         finally:
             connection.cut()
+
+    async def _hear_one(self, connection: Connection, message: fleet_pb2.DeviceMessage) -> None:
+        kind = message.WhichOneof("says") or ""
+        said = getattr(message, kind) if kind else None
+        try:
+            await self._hear(connection, kind, said)
+        except KoinonError as error:
+            _log.info("a message was refused", client=connection.client, kind=kind, reason=str(error))
+            connection.send(convert.envelope(convert.trouble(getattr(said, "run", ""), error)))
 
     async def _hear(self, connection: Connection, kind: str, m: Any) -> None:
         federation = self._federation
@@ -176,10 +181,10 @@ class Service:
             case "join":
                 row, driver = federation.join(connection, m.run)
                 joined = fleet_pb2.Joined(run=row.id, spec=row.spec)
-                connection.send(fleet_pb2.AttendResponse(joined=joined).SerializeToString())
+                connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(joined=joined)))
                 if driver is None:
                     ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
-                    connection.send(fleet_pb2.AttendResponse(ended=ended).SerializeToString())
+                    connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended)))
             case "offer":
                 federation.offer(connection, m.run, m.evaluates, m.engaged)
             case "answer":
@@ -188,7 +193,7 @@ class Service:
                     convert.head_from(m.head),
                 )  # fmt: skip
                 if said is not None:
-                    connection.send(convert.receipt(m.run, m.round, *said).SerializeToString())
+                    connection.send(convert.envelope(convert.receipt(m.run, m.round, *said)))
             case "leave":
                 federation.leave(connection, m.run, m.round, m.code[:32], m.detail[:2000])
             case "progress":
@@ -314,6 +319,7 @@ class Service:
                 # An evaluation of the model before the open round may still come in.
                 since = max(0, max((r.number for r in rounds), default=0) - 2)
                 await changed.wait()
+                await asyncio.sleep(_WATCH_EVERY)  # what changes together is told together
         finally:
             if driver:
                 driver.unwatch(changed)

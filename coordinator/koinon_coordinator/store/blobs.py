@@ -12,6 +12,7 @@ import re
 import threading
 from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakValueDictionary
 
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
@@ -28,7 +29,7 @@ class Blobs:
     def __init__(self, root: Path):
         self._root = root
         self._partial = root / "partial"
-        self._incoming: dict[Path, Incoming] = {}
+        self._incoming: WeakValueDictionary[Path, Incoming] = WeakValueDictionary()
         self._guard = threading.Lock()
         try:
             self._partial.mkdir(parents=True, exist_ok=True)

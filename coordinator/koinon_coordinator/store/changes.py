@@ -6,6 +6,7 @@ change, so there is no moment at which a crash could find half of them.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from koinon_core.round.events import Event, Heard, dump
@@ -88,20 +89,26 @@ class Change:
 
 
 def _upsert(
-    tx: Connection, table: Any, rows: Sequence[dict[str, Any]], keys: Sequence[str], sets: Sequence[str] = ()
+    tx: Connection,
+    table: Any,
+    rows: Sequence[dict[str, Any]],
+    keys: tuple[str, ...],
+    sets: tuple[str, ...] = (),
 ) -> None:
     """Insert `rows`; where `keys` exist already, set `sets` (or leave them as they are)."""
-    if not rows:
-        return
-    dialect = postgresql if tx.dialect.name == "postgresql" else sqlite
-    statement: Any = dialect.insert(table)
-    if sets:
-        statement = statement.on_conflict_do_update(
-            index_elements=list(keys), set_={name: statement.excluded[name] for name in sets}
-        )
-    else:
-        statement = statement.on_conflict_do_nothing(index_elements=list(keys))
-    tx.execute(statement, list(rows))
+    if rows:
+        tx.execute(_upsert_statement(tx.dialect.name, table, keys, sets), list(rows))
+
+
+@cache
+def _upsert_statement(dialect: str, table: Any, keys: tuple[str, ...], sets: tuple[str, ...]) -> Any:
+    # Built once for each shape: building it takes longer than running it.
+    statement: Any = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    if not sets:
+        return statement.on_conflict_do_nothing(index_elements=keys)
+    return statement.on_conflict_do_update(
+        index_elements=keys, set_={name: statement.excluded[name] for name in sets}
+    )
 
 
 def create_run(tx: Connection, change: Change, created_at: float) -> None:
@@ -123,7 +130,7 @@ def write(tx: Connection, change: Change) -> None:
     run = change.run
     contents = [*change.contents, *((u.digest, u.size, u.data) for u in change.updates if u.size)]
     _upsert(
-        tx, models.Content, [{"digest": d, "size": n, "data": b} for d, n, b in dict.fromkeys(contents)], ["digest"]
+        tx, models.Content, [{"digest": d, "size": n, "data": b} for d, n, b in dict.fromkeys(contents)], ("digest",)
     )  # fmt: skip
     _write_rounds(tx, run.id, change)
     if change.events:
@@ -152,7 +159,7 @@ def write(tx: Connection, change: Change) -> None:
             ],
         )
     metrics = [{"run": run.id, "round": r, "name": n, "value": v} for r, n, v in change.metrics]
-    _upsert(tx, models.Metric, metrics, ["run", "round", "name"], ["value"])
+    _upsert(tx, models.Metric, metrics, ("run", "round", "name"), ("value",))
     if change.incidents:
         tx.execute(
             insert(models.Incident),
@@ -164,41 +171,53 @@ def write(tx: Connection, change: Change) -> None:
                 for i in change.incidents
             ],
         )  # fmt: skip
-    values: dict[str, Any] = {
+    values = _standing(run)
+    if change.ended_at is not None:
+        values["ended_at"] = change.ended_at
+    if change.before is None or values != _standing(change.before):
+        tx.execute(update(models.Run).where(models.Run.id == run.id).values(values))
+
+
+def _standing(run: Run) -> dict[str, Any]:
+    """Where a run stands, as its row says it."""
+    return {
         "status": run.status, "reason": run.reason, "kind": run.kind, "number": run.number,
         "closed": run.closed, "streak": run.streak,
     }  # fmt: skip
-    if change.ended_at is not None:
-        values["ended_at"] = change.ended_at
-    tx.execute(update(models.Run).where(models.Run.id == run.id).values(values))
 
 
 def _write_rounds(tx: Connection, run: str, change: Change) -> None:
-    rows = [
-        {
-            "run": run, "number": number, "kind": r.terms.kind, "stage": r.stage, "reason": r.reason,
-            "terms_digest": r.terms.digest, "opened_at": r.opened_at, "asked_at": r.asked_at,
-            "folding_at": r.folding_at, "ended_at": r.ended_at, "bytes_down": change.bytes_down.get(number, 0),
-        }
-        for number, r in change.rounds.items()
-    ]  # fmt: skip
-    moving = ["stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down"]
-    _upsert(tx, models.Round, rows, ["run", "number"], moving)
+    """Rows of rounds and of their participants, as far as they differ from what is there."""
+    known = change.before.round if change.before is not None else None
+    rows: list[dict[str, Any]] = []
+    heard: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     answered = {
         (n, e.client): e.at for n, e in change.events if isinstance(e, Heard) and e.collection == "update"
     }
-    people = [
-        {
-            "run": run, "round": number, "client": client, "status": status, "reason": reason,
-            "answered_at": answered.get((number, client)),
-        }
-        for number, r in change.rounds.items()
-        for client, status, reason in participants(r)
-    ]  # fmt: skip
-    heard = [p for p in people if p["answered_at"] is not None]
-    _upsert(tx, models.Participant, heard, ["run", "round", "client"], ["status", "reason", "answered_at"])
-    rest = [p for p in people if p["answered_at"] is None]
-    _upsert(tx, models.Participant, rest, ["run", "round", "client"], ["status", "reason"])
+    for number, r in change.rounds.items():
+        before = known if known is not None and known.terms.round == number else None
+        if before is None or before.stage != r.stage:
+            rows.append(
+                {
+                    "run": run, "number": number, "kind": r.terms.kind, "stage": r.stage, "reason": r.reason,
+                    "terms_digest": r.terms.digest, "opened_at": r.opened_at, "asked_at": r.asked_at,
+                    "folding_at": r.folding_at, "ended_at": r.ended_at,
+                    "bytes_down": change.bytes_down.get(number, 0),
+                }
+            )  # fmt: skip
+        there = set(participants(before)) if before is not None else set()
+        for client, status, reason in participants(r):
+            if (client, status, reason) in there:
+                continue
+            row = {"run": run, "round": number, "client": client, "status": status, "reason": reason}
+            at = answered.get((number, client))
+            (others if at is None else heard).append(row if at is None else {**row, "answered_at": at})
+    moving = ("stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down")
+    _upsert(tx, models.Round, rows, ("run", "number"), moving)
+    key = ("run", "round", "client")
+    _upsert(tx, models.Participant, heard, key, ("status", "reason", "answered_at"))
+    _upsert(tx, models.Participant, others, key, ("status", "reason"))
 
 
 def participants(r: Round) -> Iterable[tuple[str, str, str]]:
@@ -220,4 +239,4 @@ def participants(r: Round) -> Iterable[tuple[str, str, str]]:
 def see_device(tx: Connection, name: str, version: str, at: float) -> None:
     """Note that a device attended."""
     row = {"name": name, "version": version, "first_seen": at, "last_seen": at}
-    _upsert(tx, models.Device, [row], ["name"], ["version", "last_seen"])
+    _upsert(tx, models.Device, [row], ("name",), ("version", "last_seen"))

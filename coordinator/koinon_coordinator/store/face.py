@@ -3,6 +3,7 @@
 Every method is one transaction and blocks; the driver calls them from worker threads.
 """
 
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from koinon_coordinator.store.tx import Database
 
 __all__ = ["Store"]
 
+_AT_HAND = 64
+
 
 class Store:
     """Opens (and migrates) the database at `url`, with blobs in `folder` or beside an SQLite file."""
@@ -32,6 +35,7 @@ class Store:
         if folder is None and (self.database.url.get_backend_name() != "sqlite" or not file):
             raise StoreError(f"--data must name the folder for blobs when the database is {url!r}")
         self.blobs = Blobs(folder or Path(f"{file}.blobs"))
+        self._small: OrderedDict[str, bytes] = OrderedDict()
         schema.upgrade(self.database)
 
     def close(self) -> None:
@@ -56,8 +60,16 @@ class Store:
     def put(self, data: bytes) -> tuple[str, int, bytes | None]:
         """`data` as a content for the next change; if it is large it is made durable as a blob now."""
         if len(data) <= INLINE:
-            return sha256(data), len(data), data
+            digest = sha256(data)
+            self._remember(digest, data)
+            return digest, len(data), data
         return self.blobs.put(data), len(data), None
+
+    def _remember(self, digest: str, data: bytes) -> None:
+        """Keep a few small contents at hand: a round's model is read again as soon as it is written."""
+        self._small[digest] = data
+        while len(self._small) > _AT_HAND:
+            self._small.popitem(last=False)
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -91,6 +103,9 @@ class Store:
 
     def window(self, digest: str) -> tuple[Window, int]:
         """(reader, size) of a content, wherever it is."""
+        known = self._small.get(digest)
+        if known is not None:
+            return lambda offset, length: known[offset : offset + length], len(known)
         found = self.database.read("content", partial(queries.content, digest=digest))
         if found is None:
             raise NotFound(f"there is no content {digest[:12]}... here")

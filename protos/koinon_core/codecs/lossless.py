@@ -26,6 +26,7 @@ _STORED, _ZSTD = 0, 1
 class Lossless:
     id = 2
     version = 1
+    exact = True
 
     def encode(self, flat: Array) -> bytes:
         wire = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
@@ -42,6 +43,7 @@ class Lossless:
     def decode(self, payload: memoryview, dtype: str, count: int) -> Array:
         kind = np.dtype(dtype)
         planes = np.empty((kind.itemsize, count), dtype=np.uint8)
+        opener = zstandard.ZstdDecompressor()
         at = 0
         for plane in planes:
             if at + _HEAD.size > len(payload):
@@ -52,7 +54,7 @@ class Lossless:
             at += length
             if len(data) != length:
                 raise BadBlob("a byte plane is cut off; the sender must send it again")
-            plane[:] = np.frombuffer(_open(how, data, count), dtype=np.uint8)
+            plane[:] = np.frombuffer(_open(opener, how, data, count), dtype=np.uint8)
         if at != len(payload):
             raise BadBlob(f"{len(payload) - at} bytes follow the last byte plane")
         return (
@@ -63,7 +65,7 @@ class Lossless:
         return nbytes + 8 * _HEAD.size
 
 
-def _open(how: int, data: memoryview, count: int) -> bytes | memoryview:
+def _open(opener: zstandard.ZstdDecompressor, how: int, data: memoryview, count: int) -> bytes | memoryview:
     if how == _STORED:
         if len(data) != count:
             raise BadBlob(f"a byte plane has {len(data)} bytes, not {count}")
@@ -74,7 +76,7 @@ def _open(how: int, data: memoryview, count: int) -> bytes | memoryview:
         frame = zstandard.get_frame_parameters(data)
         if frame.content_size != count:
             raise BadBlob(f"a byte plane claims to unpack to {frame.content_size} bytes, not {count}")
-        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=count, allow_extra_data=False)
+        plain = opener.decompress(data, max_output_size=count, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise BadBlob(f"a byte plane cannot be unpacked: {error}") from error
     if len(plain) != count:

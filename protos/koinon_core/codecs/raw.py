@@ -11,6 +11,7 @@ __all__ = ["Raw"]
 class Raw:
     id = 1
     version = 1
+    exact = True
 
     def encode(self, flat: Array) -> bytes:
         return flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()

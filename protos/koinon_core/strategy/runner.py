@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from koinon_core import codec
+from koinon_core import codec, codecs
 from koinon_core.canonical import digest_of, sha256
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, BadUpdate
@@ -65,7 +65,9 @@ class LocalHalf:
         try:
             head.check(trained=True, max_examples=terms.max_examples, totals=self.strategy.totals())
             blob = codec.encode(sections, layout.update, terms.codec)
-            sent = layout.split(snap(codec.decode(blob, layout.update), terms.grid, terms.bound), head.totals)
+            exact = codecs.by_name(terms.codec).exact
+            arrives = sections if exact else codec.decode(blob, layout.update)
+            sent = layout.split(snap(arrives, terms.grid, terms.bound), head.totals)
         except BadBlob as error:
             raise BadUpdate(f"this update is not sent: {error}") from error
         committed = dict(self.strategy.commit(mine, down, work, learned, sent))

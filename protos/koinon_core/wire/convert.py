@@ -11,7 +11,7 @@ from koinon_core.update import Head
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = [
-    "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "head_from", "head_to", "hello", "receipt",
+    "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "envelope", "head_from", "head_to", "hello", "receipt",
     "trouble", "trouble_from", "verdict_from",
 ]  # fmt: skip
 
@@ -52,6 +52,11 @@ def content(data: bytes, digest: str | None = None) -> pb.Content:
     )
 
 
+def envelope(message: pb.CoordinatorMessage) -> bytes:
+    """One message for the stream, encoded; several such may be joined byte to byte."""
+    return pb.AttendResponse(messages=[message]).SerializeToString()
+
+
 def head_to(head: Head) -> pb.Head:
     return pb.Head(
         examples=head.examples, totals=head.totals, training=head.training, evaluation=head.evaluation,
@@ -67,8 +72,8 @@ def head_from(message: pb.Head) -> Head:
     )  # fmt: skip
 
 
-def receipt(run: str, round_: int, verdict: Verdict, reason: str) -> pb.AttendResponse:
-    return pb.AttendResponse(
+def receipt(run: str, round_: int, verdict: Verdict, reason: str) -> pb.CoordinatorMessage:
+    return pb.CoordinatorMessage(
         receipt=pb.Receipt(run=run, round=round_, verdict=_VERDICTS[verdict], reason=reason)
     )
 
@@ -80,9 +85,9 @@ def verdict_from(message: pb.Receipt) -> Verdict:
     raise RemoteProtocolError(f"the coordinator sent a receipt with verdict {message.verdict}")
 
 
-def trouble(run: str, error: KoinonError) -> pb.AttendResponse:
+def trouble(run: str, error: KoinonError) -> pb.CoordinatorMessage:
     """An error, as the device will raise it."""
-    return pb.AttendResponse(trouble=pb.Trouble(run=run, code=error.code, message=str(error)))
+    return pb.CoordinatorMessage(trouble=pb.Trouble(run=run, code=error.code, message=str(error)))
 
 
 def trouble_from(message: pb.Trouble) -> KoinonError:
