@@ -6,6 +6,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+import koinon
 from koinon_core.codec import Reader
 from koinon_core.round.terms import Terms
 from koinon_core.schema import schema_of
@@ -96,3 +98,30 @@ def federate(
         closing = close(strategy, local.layout, t, w, state, len(A), contributions)
         w, state = closing.model, closing.state
     return float(w["x"][0]), closing, devices
+
+
+# -- toy Q as a run and a device ------------------------------------------------------------------------------
+
+NAMES = [f"client-{i}" for i in range(4)]
+
+
+def toy_run(strategy: Strategy, rounds: int, **settings: object) -> koinon.Run:
+    """Toy Q as a run for four devices."""
+    given = {"min_clients": 4, "clients": 4, "codec": "raw", "max_examples": 128, "population": 4}
+    return koinon.Run(
+        "toy", model={"x": np.array([START])}, strategy=strategy, rounds=rounds, **{**given, **settings}
+    )
+
+
+def toy_client(steps: Sequence[int]):
+    """A device of toy Q; which one, its name says."""
+
+    def client(session: koinon.Session) -> None:
+        i = int(session.client[-1])
+        model = {"x": np.zeros(1)}
+        for task in session.tasks(model):
+            for _ in range(1 if task.kind == "measure" else steps[i]):
+                task.descend({"x": np.array([gradient(i, float(model["x"][0]))])}, lr=ETA)
+            task.submit(examples=N[i])
+
+    return client

@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, Any
 from koinon_core import __version__
 
 if TYPE_CHECKING:
+    from koinon.run import Run, RunHandle
+    from koinon.session import Session, join
+    from koinon.simulation import Simulated, simulate
+    from koinon.task import Task
     from koinon_core.errors import (
         BadUpdate,
         Conflict,
@@ -59,15 +63,10 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from koinon_core.tensors import Tensors
 
-    from koinon.run import Run, RunHandle
-    from koinon.session import Session, join
-    from koinon.simulate import Simulated, simulate
-    from koinon.task import Task
-
 _WHERE = {
     "koinon.run": ("Run", "RunHandle"),
     "koinon.session": ("Session", "join"),
-    "koinon.simulate": ("Simulated", "simulate"),
+    "koinon.simulation": ("Simulated", "simulate"),
     "koinon.task": ("Task",),
     "koinon_core.errors": (
         "BadUpdate", "Conflict", "KoinonError", "LocalProtocolError", "NotFound", "ProtocolError",

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import grpc
+
 from koinon_core.canonical import sha256
 from koinon_core.codec import TILE
 from koinon_core.errors import BadBlob, KoinonError, Unavailable, from_code
@@ -246,17 +247,18 @@ class GrpcLink:
             await asyncio.sleep(pause)
 
     def _begin_answer(self, answer: pb.Answer, blob: bytes) -> None:
+        if len(blob) <= convert.INLINE:
+            answer.update.inline = blob
+            self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
+            return
         task = self._loop.create_task(self._answer(answer, blob))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
     async def _answer(self, answer: pb.Answer, blob: bytes) -> None:
-        if len(blob) > convert.INLINE:
-            # If it cannot be uploaded, the answer goes out all the same: the coordinator refuses it by name.
-            with contextlib.suppress(KoinonError):
-                await self._retrying(lambda: self._upload(answer, blob))
-        else:
-            answer.update.inline = blob
+        # If it cannot be uploaded, the answer goes out all the same: the coordinator refuses it by name.
+        with contextlib.suppress(KoinonError):
+            await self._retrying(lambda: self._upload(answer, blob))
         self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
 
     async def _upload(self, answer: pb.Answer, blob: bytes) -> None:

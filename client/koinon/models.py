@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
 from koinon_core.errors import UsageError
 from koinon_core.schema import Schema, schema_of
 from koinon_core.strategy.protocol import Pull

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import grpc
+
+from koinon.link import CHANNEL_OPTIONS, error_of
 from koinon_core import codec
 from koinon_core.errors import BadBlob
 from koinon_core.spec import RunSpec
 from koinon_core.tensors import Tensors
 from koinon_core.wire.methods import RUNS, Method
 from koinon_core.wire.v1 import runs_pb2 as pb
-
-from koinon.link import CHANNEL_OPTIONS, error_of
 
 __all__ = ["Operator"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from koinon.models import adapt
 from koinon_core.errors import RunEnded, UsageError
 from koinon_core.schema import Schema, schema_of
 from koinon_core.spec import RunSpec
 from koinon_core.strategy import FedAvg, Strategy, recipe
 from koinon_core.tensors import Tensors
-
-from koinon.models import adapt
 
 __all__ = ["Run", "RunHandle", "read_model"]
 

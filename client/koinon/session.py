@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
+from koinon.models import Evaluate, Model, adapt
+from koinon.task import Task
 from koinon_core import codec
 from koinon_core.errors import (
     BadBlob,
@@ -39,9 +41,6 @@ from koinon_core.tensors import Tensors
 from koinon_core.update import Head, state_schema, unpack_state
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
-
-from koinon.models import Evaluate, Model, adapt
-from koinon.task import Task
 
 __all__ = ["Session", "join"]
 

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from koinon.models import Model, Steering
 from koinon_core.canonical import digest_of
 from koinon_core.errors import UsageError
 from koinon_core.round.terms import Terms
 from koinon_core.tensors import Array
-
-from koinon.models import Model, Steering
 
 __all__ = ["Task"]
 

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import structlog
 import typer
+
+from koinon_coordinator.config import Config
 from koinon_core import __version__
 from koinon_core.errors import KoinonError
 from koinon_core.strategy.registry import load_plugins
-
-from koinon_coordinator.config import Config
 
 __all__ = ["main"]
 

@@ -6,6 +6,7 @@ Runs in a worker thread; numpy and the codecs release the GIL for most of it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from koinon_coordinator.store import ModelVersion, Store
 from koinon_core import codec
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob
@@ -15,8 +16,6 @@ from koinon_core.strategy.protocol import State, Strategy
 from koinon_core.strategy.runner import Contribution, close
 from koinon_core.tensors import Tensors
 from koinon_core.update import Head, Layout, pack_state, state_schema, unpack_state
-
-from koinon_coordinator.store import ModelVersion, Store
 
 __all__ = ["Closed", "Plan", "close_round", "first_version", "open_update"]
 

@@ -18,6 +18,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import structlog
+
+from koinon_coordinator.closing import Closed, Plan, close_round
+from koinon_coordinator.roster import Roster
+from koinon_coordinator.store import Change, Incident, ModelVersion, RunRow, Store, UpdateRow
 from koinon_core import run as runs
 from koinon_core.errors import KoinonError, StoreError
 from koinon_core.round import effects
@@ -26,10 +30,6 @@ from koinon_core.run import Fact, Order, Run
 from koinon_core.spec import RunSpec
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
-
-from koinon_coordinator.closing import Closed, Plan, close_round
-from koinon_coordinator.roster import Roster
-from koinon_coordinator.store import Change, Incident, ModelVersion, RunRow, Store, UpdateRow
 
 __all__ = ["Driver", "Item", "restore"]
 

@@ -13,6 +13,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 import structlog
+
+from koinon_coordinator.closing import Plan, first_version, open_update
+from koinon_coordinator.driver import Driver, Item, restore
+from koinon_coordinator.roster import Connection, Roster
+from koinon_coordinator.store import Change, Incident, RoundRow, RunRow, Store, UpdateRow
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
@@ -22,11 +27,6 @@ from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
 from koinon_core.spec import RunSpec
 from koinon_core.update import Head
-
-from koinon_coordinator.closing import Plan, first_version, open_update
-from koinon_coordinator.driver import Driver, Item, restore
-from koinon_coordinator.roster import Connection, Roster
-from koinon_coordinator.store import Change, Incident, RoundRow, RunRow, Store, UpdateRow
 
 __all__ = ["Federation"]
 

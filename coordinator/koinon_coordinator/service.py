@@ -14,6 +14,10 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import Message
+
+from koinon_coordinator.federation import Federation
+from koinon_coordinator.roster import Connection
+from koinon_coordinator.store import RoundRow, RunRow
 from koinon_core import PROTOCOL, __version__
 from koinon_core.errors import (
     BadBlob,
@@ -30,10 +34,6 @@ from koinon_core.strategy import recipe
 from koinon_core.wire import convert
 from koinon_core.wire.methods import BLOBS, ERROR_KEY, FLEET, RUNS, TOKEN_KEY, Method
 from koinon_core.wire.v1 import blobs_pb2, fleet_pb2, runs_pb2
-
-from koinon_coordinator.federation import Federation
-from koinon_coordinator.roster import Connection
-from koinon_coordinator.store import RoundRow, RunRow
 
 __all__ = ["Service", "serve"]
 

@@ -146,7 +146,11 @@ class Reader:
         if len(payload) != chunk.size:
             raise BadBlob(f"{self._whose} ends in the middle of {name!r}")
         codec = codecs.by_id(chunk.codec, chunk.codec_version)
-        return codec.decode(payload, self._schema.by_name[name].dtype, chunk.count)
+        elements = codec.decode(payload, self._schema.by_name[name].dtype, chunk.count)
+        # numpy takes any byte for a bool, and then differs with itself on what True is.
+        if elements.dtype.kind == "b" and np.any(elements.view(np.uint8) > 1):
+            raise BadBlob(f"{self._whose} has bytes in {name!r} that are neither true nor false")
+        return elements
 
     def tiles(self, name: str) -> Iterator[tuple[int, Array]]:
         """(offset, elements) of each tile of `name`."""

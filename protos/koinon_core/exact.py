@@ -6,11 +6,14 @@ join the tiles with `math.fsum`, which rounds once.
 """
 
 import math
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["dot", "norm", "sum"]
+__all__ = ["dot", "join", "norm", "sum"]
 
 _TILE = 4096
 
@@ -26,7 +29,17 @@ def _tiles(flat: NDArray[np.float64]) -> float:
     while width > 1:
         width //= 2
         block = block[:, :width] + block[:, width : 2 * width]
-    return math.fsum(block[:, 0].tolist())
+    return join(block[:, 0].tolist())
+
+
+def join(parts: Iterable[float]) -> float:
+    """`math.fsum` of `parts`, except that what overflows, or adds Inf to -Inf, is Inf or NaN as in any other sum:
+    the caller then says whose values these are."""
+    parts = list(parts)
+    try:
+        return math.fsum(parts)
+    except (OverflowError, ValueError):
+        return reduce(add, parts)
 
 
 def sum(values: ArrayLike) -> float:  # noqa: A001 - read as exact.sum

@@ -5,6 +5,7 @@ do. So every value is rounded to a grid of 2^-grid, multiplied by its integer we
 nothing can overflow is proven when the run is submitted: bound * 2^grid * max weight * devices < 2^63.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -27,7 +28,7 @@ def grid_for(*, bound: float, max_weight: int, devices: int) -> int:
     2^-16 does not."""
     room = 62
     for factor in (bound, max_weight, devices):
-        room -= max(0, int(np.ceil(np.log2(factor))))
+        room -= max(0, math.ceil(math.log2(factor)))
     if room < _COARSEST:
         raise UsageError(
             f"the sum of {devices} updates of up to {max_weight} examples with values up to {bound} does not fit "

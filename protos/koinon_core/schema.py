@@ -7,6 +7,7 @@ wrong shape is refused before a byte is allocated for it and nothing is ever bro
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +26,7 @@ Rule = Literal["mean", "max"]
 FLOATS = ("float64", "float32", "float16")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
 _MAX_ELEMENTS = 1 << 40
+_MAX_DIMENSIONS = 32  # numpy 1.26 has no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,10 @@ class Field:
             raise UsageError(f"{self.name!r} has role {self.role!r}; it is 'param' or 'buffer'")
         if self.role == "param" and self.rule == "max":
             raise UsageError(f"{self.name!r} is {self.dtype} and cannot be trained; make it a buffer")
+        if len(self.shape) > _MAX_DIMENSIONS:
+            raise UsageError(
+                f"{self.name!r} has {len(self.shape)} dimensions; {_MAX_DIMENSIONS} are the most"
+            )
         if any(n < 0 for n in self.shape) or self.size > _MAX_ELEMENTS:
             raise UsageError(f"{self.name!r} has shape {self.shape}, which is no size")
 
@@ -157,7 +163,7 @@ class Schema:
     @classmethod
     def from_json(cls, value: Any) -> "Schema":
         try:
-            return cls(tuple(Field(str(n), tuple(int(i) for i in s), str(d), r) for n, s, d, r in value))
+            return cls(tuple(Field(str(n), tuple(index(i) for i in s), str(d), r) for n, s, d, r in value))
         except (TypeError, ValueError) as error:
             raise UsageError(f"not a schema: {error}") from error
 
@@ -166,11 +172,11 @@ def schema_of(
     tensors: Mapping[str, Any], *, buffers: Iterable[str] = (), like: Schema | None = None
 ) -> Schema:
     """The schema of `tensors`. Integers, `buffers` and running statistics are buffers, the rest parameters;
-    with `like`, roles are taken from there."""
+    with `like`, the roles of floats are taken from there."""
     named = set(buffers)
 
     def role(name: str, dtype: str) -> Role:
-        if like is not None and name in like.by_name:
+        if like is not None and name in like.by_name and dtype in FLOATS:
             return like.by_name[name].role
         statistic = name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
         return "buffer" if name in named or dtype not in FLOATS or statistic else "param"

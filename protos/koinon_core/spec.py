@@ -76,7 +76,10 @@ class RunSpec:
         for each in fields(self):
             value, wanted = getattr(self, each.name), _TYPES.get(str(each.type))
             if wanted and (not isinstance(value, wanted) or isinstance(value, bool) is not (bool in wanted)):
-                raise UsageError(f"{each.name} = {value!r} in the run's config must be {each.type}")
+                kind = getattr(each.type, "__name__", each.type)
+                raise UsageError(f"{each.name} = {value!r} in the run's config must be {kind}")
+            if isinstance(value, int) and abs(value) >= 1 << 63:
+                raise UsageError(f"{each.name} in the run's config has more than 63 bits")
         self._check_numbers()
         if not _NAME.fullmatch(self.name):
             raise UsageError(
@@ -90,10 +93,13 @@ class RunSpec:
             )
         if self.groups != 1:
             raise UsageError("an open round has one group; groups belong to secure aggregation")
-        try:
-            canonical(self.config)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"the run's [config] must hold plain values: {error}") from error
+        if not isinstance(self.config, Mapping):
+            raise UsageError(f"the run's [config] must be a table, not {type(self.config).__name__}")
+        for name in ("strategy", "schema", "config"):
+            try:
+                canonical(getattr(self, name))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UsageError(f"the run's [{name}] must hold plain values: {error}") from error
 
     def _check_numbers(self) -> None:
         at_least = {
@@ -103,6 +109,9 @@ class RunSpec:
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 raise UsageError(f"{name} must be at least {least}, it is {getattr(self, name)}")
+        for name in ("over_selection", "join_wait"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{name} must be a finite number, it is {getattr(self, name)}")
         for name in ("deadline", "lease", "bound"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -111,6 +120,13 @@ class RunSpec:
             raise UsageError(
                 f"a round of clients = {self.clients} can never have min_clients = {self.min_clients}; raise "
                 "clients or lower min_clients"
+            )
+        if self.clients is not None and not self.clients * self.over_selection < 1 << 63:
+            raise UsageError(f"over_selection = {self.over_selection} of {self.clients} clients is no number")
+        if self.population is not None and self.population < self.min_clients:
+            raise UsageError(
+                f"population = {self.population} is smaller than min_clients = {self.min_clients}: no round "
+                "could ever close"
             )
         if self.devices < self.min_clients:
             raise UsageError(f"max_clients = {self.max_clients} is below min_clients = {self.min_clients}")
@@ -164,14 +180,14 @@ class RunSpec:
         """The spec that `data` holds; UsageError, naming the key, for anything else."""
         try:
             value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"not the spec of a run: {error}") from error
         if not isinstance(value, dict):
             raise UsageError("not the spec of a run")
         return cls.make(**value)
 
     @classmethod
-    def make(cls, **values: Any) -> Self:
+    def make(cls, /, **values: Any) -> Self:
         """The spec with these values; an unknown key is a UsageError that names the nearest right one."""
         allowed = [f.name for f in fields(cls)]
         for key in values:
@@ -180,8 +196,9 @@ class RunSpec:
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(allowed)}"
                 raise UsageError(f"the run's config has no key {key!r}; {hint} (your own go under [config])")
         for name in ("over_selection", "join_wait", "deadline", "lease", "bound"):
-            if isinstance(values.get(name), int) and not isinstance(values[name], bool):
-                values[name] = float(values[name])
+            value = values.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+                values[name] = float(value)
         try:
             return cls(**values)
         except TypeError as error:

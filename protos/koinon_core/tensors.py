@@ -8,7 +8,7 @@ an alias.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,8 @@ class Tensors(Mapping[str, Array]):
     """
 
     __slots__ = ("_arrays",)
+    # numpy leaves `np.float64(2) * tensors` to us, instead of taking the names for elements.
+    __array_ufunc__: ClassVar[None] = None
 
     def __init__(
         self, arrays: Mapping[str, ArrayLike] | Iterable[tuple[str, ArrayLike]] = (), *, copy: bool = False
@@ -92,7 +94,7 @@ class Tensors(Mapping[str, Array]):
     def dot(self, other: "Tensors") -> float:
         """The inner product over all arrays, in float64, the same on every CPU."""
         self._check(other)
-        return math.fsum(exact.dot(a, other[n]) for n, a in self.items())
+        return exact.join(exact.dot(a, other[n]) for n, a in self.items())
 
     def norm(self) -> float:
         """The Euclidean norm over all arrays, in float64, the same on every CPU."""

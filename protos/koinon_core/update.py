@@ -130,7 +130,12 @@ class Head:
 def state_schema(state: State) -> Schema:
     """The schema of a strategy's state as one set of tensors, `NAME/TENSOR`."""
     return Schema(
-        tuple(Field(f"{what}/{n}", a.shape, str(a.dtype)) for what, t in state.items() for n, a in t.items())
+        tuple(
+            # Integers (a count of steps) are no parameters, which a schema holds to be floats.
+            Field(f"{what}/{n}", a.shape, str(a.dtype), "param" if a.dtype.kind == "f" else "buffer")
+            for what, t in state.items()
+            for n, a in t.items()
+        )
     )
 
 

@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-import koinon
 import numpy as np
+
+import koinon
 from report import arguments, coordinator, figure, report
 
 

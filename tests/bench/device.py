@@ -2,8 +2,9 @@
 
 import sys
 
-import koinon
 import numpy as np
+
+import koinon
 
 address, run, name, size = sys.argv[1:]
 model = {"w": np.zeros(int(size), np.float32)}

@@ -17,8 +17,9 @@ from pathlib import Path
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
-import koinon
 import numpy as np
+
+import koinon
 from report import arguments, coordinator, figure, report
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 import toy
 from koinon_core.errors import BadBlob, LocalProtocolError, UsageError
 from koinon_core.schema import schema_of

@@ -10,10 +10,10 @@ import sys
 from typing import Annotated
 
 import typer
-from koinon_core import __version__
-from koinon_core.errors import KoinonError
 
 from koinon.cli import client, demo, runs
+from koinon_core import __version__
+from koinon_core.errors import KoinonError
 
 __all__ = ["app", "main"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from koinon_core.errors import UsageError
 
 from koinon.cli.output import console
+from koinon_core.errors import UsageError
 
 __all__ = ["demo"]
 

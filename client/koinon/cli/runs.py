@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from koinon_core.errors import RunEnded, UsageError
-from koinon_core.strategy.registry import load_plugins
-from koinon_core.wire.v1 import runs_pb2 as pb
 from rich.table import Table
 
 from koinon.cli.output import Address, AsJson, as_dict, console, elapsed, moment, print_json, size
 from koinon.operator import Operator
+from koinon_core.errors import RunEnded, UsageError
+from koinon_core.strategy.registry import load_plugins
+from koinon_core.wire.v1 import runs_pb2 as pb
 
 __all__ = ["app"]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from koinon_core.errors import RunEnded
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from koinon.cli.output import size
+from koinon_core.errors import RunEnded
 
 __all__ = ["Scene"]
 

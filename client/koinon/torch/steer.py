@@ -11,12 +11,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from koinon_core.errors import LocalProtocolError
-from koinon_core.strategy.protocol import Pull
-from koinon_core.tensors import Tensors
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from koinon.models import Recorded
+from koinon_core.errors import LocalProtocolError
+from koinon_core.strategy.protocol import Pull
+from koinon_core.tensors import Tensors
 
 if TYPE_CHECKING:
     from koinon.torch.weights import TorchModel

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
+from koinon.torch.steer import TorchSteering
 from koinon_core.errors import UsageError
 from koinon_core.schema import Field, Schema
 from koinon_core.strategy.protocol import Pull
 from koinon_core.tensors import Array, Tensors
-from torch import nn
-
-from koinon.torch.steer import TorchSteering
 
 __all__ = ["TorchModel"]
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from koinon_core.round.events import Event, Heard, dump
-from koinon_core.round.machine import Round
-from koinon_core.run import Run
-from koinon_core.update import Head
 from sqlalchemy import Connection, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from koinon_coordinator.store import models
+from koinon_core.round.events import Event, Heard, dump
+from koinon_core.round.machine import Round
+from koinon_core.run import Run
+from koinon_core.update import Head
 
 __all__ = [
     "Change",

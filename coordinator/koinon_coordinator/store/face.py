@@ -7,6 +7,11 @@ from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
+from koinon_coordinator.store import changes, queries, schema
+from koinon_coordinator.store.blobs import Blobs
+from koinon_coordinator.store.changes import Change, Incident, ModelVersion
+from koinon_coordinator.store.queries import RoundRow, RunRow
+from koinon_coordinator.store.tx import Database
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
 from koinon_core.errors import Conflict, NotFound, StoreError
@@ -14,12 +19,6 @@ from koinon_core.round.effects import Verdict
 from koinon_core.round.events import Event
 from koinon_core.update import Head
 from koinon_core.wire.convert import INLINE
-
-from koinon_coordinator.store import changes, queries, schema
-from koinon_coordinator.store.blobs import Blobs
-from koinon_coordinator.store.changes import Change, Incident, ModelVersion
-from koinon_coordinator.store.queries import RoundRow, RunRow
-from koinon_coordinator.store.tx import Database
 
 __all__ = ["Store"]
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from koinon_core.round.effects import Verdict
-from koinon_core.round.events import Event, load
-from koinon_core.update import Head
 from sqlalchemy import Connection, select
 
 from koinon_coordinator.store import models
 from koinon_coordinator.store.changes import Incident, ModelVersion
+from koinon_core.round.effects import Verdict
+from koinon_core.round.events import Event, load
+from koinon_core.update import Head
 
 __all__ = [
     "ParticipantRow", "RoundRow", "RunRow", "content", "events", "heads", "incidents", "latest_model", "model_at",

@@ -6,11 +6,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from koinon_core.errors import StoreError
 from sqlalchemy import inspect
 from sqlalchemy.exc import DatabaseError
 
 from koinon_coordinator.store.tx import Database
+from koinon_core.errors import StoreError
 
 __all__ = ["upgrade"]
 

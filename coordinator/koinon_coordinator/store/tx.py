@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from koinon_core.errors import StoreError
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from koinon_core.errors import StoreError
 
 __all__ = ["Database"]
 

@@ -137,8 +137,12 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
             return _tick(round_, event.at)
         case Folded():
             return _folded(round_, event)
-        case Unfoldable() | Cancelled():
+        case Unfoldable():
             return (round_, ()) if round_.over else _abandon(round_, event.at, event.reason)
+        case Cancelled():
+            return (
+                (round_, ()) if round_.over else _abandon(round_, event.at, f"was cancelled: {event.reason}")
+            )
 
 
 def rebuild(events: Iterable[Event]) -> Round | None:
@@ -177,28 +181,25 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
     client = event.client
     if client in r.update.heard:
         if r.update.heard[client] != event.digest:
-            return r, (
-                Receipt(
-                    client,
-                    r.terms.round,
-                    "NOT_COUNTED",
-                    "a second, different update for this round is refused",
-                ),
-            )
+            return r, _refuse(r, client, "a second, different update for this round is refused")
         if r.stage == "closed":
             return r, (Receipt(client, r.terms.round, "COUNTED"),)
         if r.stage == "abandoned":
-            return r, (Receipt(client, r.terms.round, "NOT_COUNTED", r.reason),)
+            return r, _refuse(r, client, f"round {r.terms.round} {r.reason}")
         return r, (Receipt(client, r.terms.round, "STAGED"),)
     if client not in r.update.asked:
-        return r, (Receipt(client, r.terms.round, "NOT_COUNTED", "this device was not asked in this round"),)
+        return r, _refuse(r, client, "this device was not asked in this round")
     if client in r.update.left:
-        return r, (Receipt(client, r.terms.round, "NOT_COUNTED", r.update.left[client]),)
+        return r, _refuse(r, client, r.update.left[client])
     if r.stage != "update":
-        return r, (Receipt(client, r.terms.round, "NOT_COUNTED", _late(r)),)
+        return r, _refuse(r, client, _late(r))
     r = replace(r, update=r.update.hear(client, event.digest))
     r, effects = _settle(r, event.at)
     return r, (Receipt(client, r.terms.round, "STAGED"), *effects)
+
+
+def _refuse(r: Round, client: str, reason: str) -> Effects:
+    return (Receipt(client, r.terms.round, "NOT_COUNTED", reason),)
 
 
 def _late(r: Round) -> str:
@@ -259,7 +260,9 @@ def _folded(r: Round, event: Folded) -> tuple[Round, Effects]:
 
 
 def _abandon(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
-    told = tuple(Receipt(client, r.terms.round, "NOT_COUNTED", reason) for client in sorted(r.update.heard))
-    dropped = tuple(Cancel(client, r.terms.round, reason) for client in sorted(r.update.awaited))
+    """End the round without a model; `reason` says what the round did ("lost its quorum: ...")."""
+    number, why = r.terms.round, f"round {r.terms.round} {reason}"
+    told = tuple(Receipt(client, number, "NOT_COUNTED", why) for client in sorted(r.update.heard))
+    dropped = tuple(Cancel(client, number, why) for client in sorted(r.update.awaited))
     r = replace(r, stage="abandoned", ended_at=at, reason=reason)
     return r, (*told, *dropped, Close(r.terms.round, False, reason))

@@ -5,7 +5,7 @@ a round that was about something else.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class Terms:
     @cached_property
     def encoded(self) -> bytes:
         """The canonical bytes that travel and that the digest is over."""
-        return canonical(asdict(self))
+        return canonical({f.name: getattr(self, f.name) for f in fields(self)})
 
     @cached_property
     def digest(self) -> str:

@@ -5,9 +5,12 @@ looking at its syntax tree: names, literals and calls of registered strategies, 
 """
 
 import ast
+import inspect
+import sys
+from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from koinon_core.errors import UsageError
 from koinon_core.strategy.chain import Chain, chain
@@ -18,6 +21,10 @@ from koinon_core.strategy.registry import lookup, name_of
 __all__ = ["dump", "load", "parse", "show"]
 
 _SCALARS = (bool, int, float, str, type(None))
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (tuple,),
+}  # fmt: skip
+_PLAIN |= {kind.__name__: allowed for kind, allowed in _PLAIN.items()}  # where annotations are text
 
 
 def dump(strategy: Strategy) -> dict[str, Any]:
@@ -25,6 +32,7 @@ def dump(strategy: Strategy) -> dict[str, Any]:
     if isinstance(strategy, Chain):
         return {"chain": [dump(part) for part in strategy.parts]}
     kind = type(strategy)
+    name_of_kind = name_of(kind)
     values = {f.name: getattr(strategy, f.name) for f in fields(strategy)}  # type: ignore[arg-type]
     for name, value in values.items():
         items = value if isinstance(value, tuple) else (value,)
@@ -33,47 +41,77 @@ def dump(strategy: Strategy) -> dict[str, Any]:
                 f"the field {name!r} of {kind.__name__} is a {type(value).__name__}; "
                 "a recipe holds numbers, text, booleans and tuples of them"
             )
-    return {"name": name_of(kind), "revision": getattr(kind, "revision", 1), "fields": values}
+    return {"name": name_of_kind, "revision": getattr(kind, "revision", 1), "fields": values}
 
 
 def load(recipe: Any) -> Strategy:
     """The strategy that `recipe` describes. NotFound if this side does not know it, UsageError if it knows
     another revision or other fields."""
     if not isinstance(recipe, dict):
-        raise UsageError(f"not a strategy's recipe: {recipe!r}")
+        raise UsageError(f"not a strategy's recipe: {repr(recipe)[:80]}")
     if "chain" in recipe:
-        return chain(*(load(part) for part in recipe["chain"]))
+        parts = recipe["chain"]
+        if not isinstance(parts, list | tuple):
+            raise UsageError(f"a chain is a list of recipes, not {repr(parts)[:80]}")
+        try:
+            return chain(*(load(part) for part in parts))
+        except RecursionError as error:
+            raise UsageError("the chain is nested too deeply") from error
     kind = lookup(str(recipe.get("name", "")))
     mine, theirs = getattr(kind, "revision", 1), recipe.get("revision", 1)
     if mine != theirs:
         raise UsageError(
             f"{recipe['name']} has revision {theirs} in the run and {mine} here; install the same version"
         )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.get("fields", {}).items()}
+    values = recipe.get("fields", {})
+    if not isinstance(values, dict):
+        raise UsageError(f"the fields of {recipe['name']} are {repr(values)[:80]}, which is no table")
     return _build(kind, recipe["name"], [], values)
 
 
-def _build(kind: type[Any], name: str, positional: list[Any], named: dict[str, Any]) -> Strategy:
-    allowed = [f.name for f in fields(kind)]
-    for key in named:
+def _build(
+    kind: Callable[..., Strategy], name: str, positional: list[Any], named: dict[str, Any]
+) -> Strategy:
+    allowed = {p.name: p.annotation for p in inspect.signature(kind).parameters.values()}
+    positional = [_frozen(v) for v in positional]
+    named = {k: _frozen(v) for k, v in named.items()}
+    for key, value in (*zip(allowed, positional, strict=False), *named.items()):
         if key not in allowed:
-            near = get_close_matches(key, allowed, n=1)
+            near = get_close_matches(str(key), allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(allowed) or 'none'}"
             raise UsageError(f"{name} has no field {key!r}{hint}")
+        if not _fits(value, allowed[key]):
+            wanted = getattr(allowed[key], "__name__", allowed[key])
+            raise UsageError(f"{name}'s {key} must be a {wanted}, not {repr(value)[:80]}")
     try:
-        strategy: Strategy = kind(*positional, **named)
-    except TypeError as error:
+        return kind(*positional, **named)
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{name} cannot be made of these fields: {error}") from error
-    return strategy
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether `value` is of the plain type that a field is annotated with; of other annotations, anything is."""
+    if get_origin(wanted) is tuple and get_args(wanted)[1:] == (...,):
+        return isinstance(value, tuple) and all(_fits(v, get_args(wanted)[0]) for v in value)
+    plain = _PLAIN.get(get_origin(wanted) or wanted)
+    if plain is None:
+        return True
+    if isinstance(value, bool):
+        return bool in plain
+    finite = float not in plain or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)
+    return isinstance(value, plain) and finite
 
 
 def parse(text: str) -> Strategy:
     """The strategy that a line of text such as `koinon.FedAdam(lr=0.01)` names."""
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise UsageError(f"{text!r} is not a strategy; write for example 'koinon.FedAvg()'") from error
-    return _parse(node, text)
+        return _parse(ast.parse(text.strip(), mode="eval").body, text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
+        raise UsageError(f"{text[:80]!r} is not a strategy; write for example 'koinon.FedAvg()'") from error
 
 
 def _parse(node: ast.expr, text: str) -> Strategy:
@@ -82,16 +120,19 @@ def _parse(node: ast.expr, text: str) -> Strategy:
     if not isinstance(node, ast.Call):
         raise UsageError(f"{text!r} is not a strategy; write for example 'koinon.FedAvg()'")
     name = ast.unparse(node.func)
+    if len({k.arg for k in node.keywords}) < len(node.keywords):
+        raise UsageError(f"{text!r} gives a field twice")
     if name in ("chain", "koinon.chain"):
+        if node.keywords:
+            raise UsageError(f"a chain has parts and no fields; it was given {node.keywords[0].arg!r}")
         return chain(*(_parse(part, text) for part in node.args))
     try:
         positional = [ast.literal_eval(a) for a in node.args]
         named = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"the fields of {name} must be plain values: {error}") from error
-    if name in ("FedProx", "koinon.FedProx"):
-        return FedProx(*positional, **named)
-    return _build(lookup(name), name, positional, named)
+    kind = FedProx if name in ("FedProx", "koinon.FedProx") else lookup(name)
+    return _build(kind, name, positional, named)
 
 
 def show(recipe: Any) -> str:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from koinon.run import Run
+from koinon.session import Session
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
@@ -31,9 +33,6 @@ from koinon_core.tensors import Tensors
 from koinon_core.update import Head, pack_state, state_schema
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
-
-from koinon.run import Run
-from koinon.session import Session
 
 __all__ = ["Faults", "RoundSummary", "Simulated", "World", "simulate"]
 

@@ -1,0 +1,25 @@
+"""A strategy of your own: the server goes only part of the way towards the devices' mean.
+
+    koinon-coordinator serve --plugin half_step                       # where this file is on the path
+    koinon client quickstart.py --run mine --plugin half_step
+    koinon run create mine --model init.safetensors --strategy 'half_step.HalfStep(share=0.5)' --plugin half_step
+
+Both ends load the module; only its name and fields travel, never its code.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import koinon
+
+
+@koinon.register
+@dataclass(frozen=True)
+class HalfStep(koinon.Base):
+    """w += share * mean. The fields are the recipe; `server` is all there is to write."""
+
+    weight: ClassVar = "examples"
+    share: float = 0.5
+
+    def server(self, s, agg, rng):
+        return replace(agg, mean=agg.mean * self.share), s
