@@ -24,8 +24,8 @@ from koinon_coordinator.roster import Roster
 from koinon_coordinator.store import Change, Incident, ModelVersion, RunRow, Store, UpdateRow
 from koinon_core import run as runs
 from koinon_core.errors import KoinonError, StoreError
-from koinon_core.round import effects
-from koinon_core.round.machine import Round, rebuild
+from koinon_core.round import effects, events
+from koinon_core.round.machine import Round, rebuild, step
 from koinon_core.run import Fact, Order, Run
 from koinon_core.spec import RunSpec
 from koinon_core.wire import convert
@@ -122,8 +122,17 @@ class Driver:
                 await self._turn(items)
             except StoreError as error:
                 await self._refold(items, error)
+        self._answer_belated()
         if self._timer:
             self._timer.cancel()
+
+    def _answer_belated(self) -> None:
+        """Answers that came in while the last round closed: say what became of them."""
+        r = self.run.round
+        while not self._queue.empty():
+            fact = self._queue.get_nowait().fact
+            if isinstance(fact, runs.Answered) and r is not None and fact.round == r.terms.round:
+                self._perform(step(r, events.Heard(fact.at, fact.client, "update", fact.digest))[1])
 
     @property
     def _awaits_several(self) -> bool:

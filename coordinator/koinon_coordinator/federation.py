@@ -27,12 +27,14 @@ from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
 from koinon_core.spec import RunSpec
 from koinon_core.update import Head
+from koinon_core.wire.convert import INLINE
 
 __all__ = ["Federation"]
 
 T = TypeVar("T")
 _log = structlog.get_logger("koinon.federation")
 _WORKERS = 4
+_METRIC_LIMIT = 1e100
 
 
 class Federation:
@@ -195,10 +197,13 @@ class Federation:
         connection.runs.add(row.id)
         return row, self.drivers.get(row.id)
 
-    def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> None:
+    def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> RunRow | None:
+        """A device is ready for work. Returns the run if it is over: the device may not know it yet."""
         driver = self._driver(connection, run)
-        if driver is not None:
-            driver.tell(runs.Offered(self.clock(), connection.client, evaluates, engaged))
+        if driver is None or driver.run.over:
+            return self.current(self.find(run))
+        driver.tell(runs.Offered(self.clock(), connection.client, evaluates, engaged))
+        return None
 
     def progress(self, connection: Connection, run: str) -> None:
         driver = self._driver(connection, run)
@@ -228,11 +233,15 @@ class Federation:
         is over already, None where the turn will say it. BadBlob is an incident, and costs only this device."""
         row = self.find(run)
         client, now = connection.client, self.clock()
-        driver = self.drivers.get(row.id)
-        if driver is None or round_ < driver.run.number:
+        driver = self._driver(connection, row.id)
+        if round_ > row.number and (driver is None or round_ > driver.run.number):
+            return "NOT_COUNTED", f"round {round_} has not begun"
+        if driver is None or driver.run.over or round_ < driver.run.number:
             return await self.db(self.store.verdict, row.id, round_, client)
         if not driver.run.wants(client, round_):
-            driver.tell(runs.Answered(now, client, round_, digest))
+            fact, odd = runs.Answered(now, client, round_, digest), _odd(driver.run, client, digest)
+            incident = Incident(now, client, round_, "REFUSED", f"refused: {odd}") if odd else None
+            driver.tell(Item(fact, incident=incident))
             return None
         try:
             update = await self._admit(driver, client, round_, terms, digest, data, size, head)
@@ -254,6 +263,13 @@ class Federation:
             raise RemoteProtocolError("the update was made under other terms than this round's")
         trained = r.terms.kind == "train"
         head.check(trained=trained, max_examples=r.terms.max_examples, totals=plan.strategy.totals())
+        if not trained and (digest or size or data):
+            raise BadBlob("an evaluation has numbers only, and this one came with bytes")
+        if len(data) > INLINE:
+            raise BadBlob(f"an update of {len(data)} bytes must be uploaded, not sent in the message")
+        for name, value in (*head.training.items(), *head.evaluation.items()):
+            if abs(value) > _METRIC_LIMIT:
+                raise BadBlob(f"the metric {name!r} is {value}, which would overflow the mean")
         inline = data if size and len(data) == size else None
         if trained:
             if size > codec.size_limit(plan.layout.update):
@@ -289,6 +305,17 @@ class Federation:
         if run not in connection.runs:
             raise RemoteProtocolError("join a run before speaking of it")
         return self.drivers.get(run)
+
+
+def _odd(run: Run, client: str, digest: str) -> str:
+    """What the operator should know of an answer that the open round did not wait for; an honest device's second
+    try is nothing odd."""
+    r = run.round
+    if r is None or not r.update.asked:
+        return ""
+    if client not in r.update.asked:
+        return "an update came from this device, which was not asked in this round"
+    return "" if r.update.heard.get(client, digest) == digest else "a second, different update for this round"
 
 
 def _verify(plan: Plan, store: Store, digest: str, size: int, data: bytes | None) -> None:

@@ -42,6 +42,7 @@ _log = structlog.get_logger("koinon.service")
 _PIECE = 1 << 20
 _WATCH_EVERY = 0.1
 _MODEL_LIMIT = 64 << 30
+_MOST_ROUNDS = (1 << 63) - 1  # what a database can hold
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
@@ -177,16 +178,19 @@ class Service:
 
     async def _hear(self, connection: Connection, kind: str, m: Any) -> None:
         federation = self._federation
+        if getattr(m, "round", 0) > _MOST_ROUNDS:
+            raise RemoteProtocolError(f"there is no round {m.round}")
         match kind:
             case "join":
                 row, driver = federation.join(connection, m.run)
                 joined = fleet_pb2.Joined(run=row.id, spec=row.spec)
                 connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(joined=joined)))
                 if driver is None:
-                    ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
-                    connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended)))
+                    connection.send(_ended(row))
             case "offer":
-                federation.offer(connection, m.run, m.evaluates, m.engaged)
+                over = federation.offer(connection, m.run, m.evaluates, m.engaged)
+                if over is not None:
+                    connection.send(_ended(over))
             case "answer":
                 said = await federation.answer(
                     connection, m.run, m.round, m.terms_digest, m.update.digest, m.update.inline, m.update.size,
@@ -195,7 +199,7 @@ class Service:
                 if said is not None:
                     connection.send(convert.envelope(convert.receipt(m.run, m.round, *said)))
             case "leave":
-                federation.leave(connection, m.run, m.round, m.code[:32], m.detail[:2000])
+                federation.leave(connection, m.run, m.round, _plain(m.code[:32]), _plain(m.detail[:2000]))
             case "progress":
                 federation.progress(connection, m.run)
             case _:
@@ -351,6 +355,16 @@ class Service:
             strategy=recipe.show(spec.strategy), devices=len(self._federation.attached(row.id)),
             waiting_for=self._federation.waiting_for(row.id),
         )  # fmt: skip
+
+
+def _ended(row: RunRow) -> bytes:
+    ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
+    return convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended))
+
+
+def _plain(text: str) -> str:
+    """A device's words without what could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _round(r: RoundRow) -> runs_pb2.RoundInfo:

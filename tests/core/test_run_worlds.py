@@ -141,7 +141,8 @@ def test_a_round_waits_for_its_quorum_without_end_and_says_so():
 def test_the_draw_is_uniform_and_the_same_everywhere():
     names = [f"c{i}" for i in range(20)]
     first = sorted(names, key=lambda c: runs.rank(7, 1, c))[:5]
-    assert first == sorted(names[::-1], key=lambda c: runs.rank(7, 1, c))[:5]
+    backwards = names[::-1]
+    assert first == sorted(backwards, key=lambda c: runs.rank(7, 1, c))[:5]
     drawn = defaultdict(int)
     for number in range(2000):
         for c in sorted(names, key=lambda c: runs.rank(7, number, c))[:5]:
