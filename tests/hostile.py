@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import grpc
 import numpy as np
+
 from koinon.link import CHANNEL_OPTIONS, error_of
 from koinon.operator import Operator
 from koinon_core import codec
@@ -109,11 +110,16 @@ class Device:
         return ask
 
     def answer(
-        self, ask: pb.Ask, blob: bytes, *, examples: int = 10, inline: bool = True, head: Mapping[str, Any] | None = None,
-        content: Mapping[str, Any] | None = None, **values: Any,
+        self, ask: pb.Ask, blob: bytes, *, examples: int = 10, inline: bool = True,
+        head: Mapping[str, Any] | None = None, content: Mapping[str, Any] | None = None, **values: Any,
     ) -> None:  # fmt: skip
         """Say that `blob` is the update that was asked for; any part of that may be said otherwise."""
-        said = {"digest": sha256(blob), "size": len(blob), "inline": blob if inline else b"", **(content or {})}
+        said = {
+            "digest": sha256(blob),
+            "size": len(blob),
+            "inline": blob if inline else b"",
+            **(content or {}),
+        }
         answer = {
             "run": ask.run, "round": ask.round, "terms_digest": sha256(ask.terms), "update": pb.Content(**said),
             "head": pb.Head(**{"examples": examples, **(head or {})}), **values,

@@ -1,12 +1,11 @@
 """What the session needs of a model, whatever it is made of.
 
 A `Model` reads its weights out as `Tensors`, takes a round's weights in, and steers the owner's training loop
-(`Steering`): adds the strategy's gradient term and records what the steps were. `arrays` does it for plain numpy
-arrays; `koinon.torch` for torch modules, and only when one is used.
+(`Steering`): adds the strategy's gradient term and records what the steps were. Here it is done for plain numpy
+arrays, in `koinon.torch` for torch modules; `koinon.adapt` finds the one that fits.
 """
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from koinon_core.schema import Schema, schema_of
 from koinon_core.strategy.protocol import Pull
 from koinon_core.tensors import Array, Tensors
 
-__all__ = ["ArrayModel", "Evaluate", "Model", "Recorded", "Steering", "adapt"]
+__all__ = ["ArrayModel", "Evaluate", "Model", "Recorded", "Steering"]
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 """The owner's evaluation: the model in, metrics out. The key "examples" says over how many (default 1)."""
@@ -69,23 +68,6 @@ class Model(Protocol):
     def descend(self, gradients: Mapping[str, Array], lr: float, steering: Any) -> None:
         """One plain SGD step for owners without an optimizer."""
         ...
-
-
-def adapt(model: Any) -> Model:
-    """A Model for a torch module, a dict of numpy arrays, or something that is one already."""
-    torch = sys.modules.get("torch")  # a torch module can only exist where torch was imported
-    if torch is not None and isinstance(model, torch.nn.Module):
-        from koinon.torch.weights import TorchModel
-
-        return TorchModel(model)
-    if isinstance(model, dict) and all(isinstance(a, np.ndarray) for a in model.values()):
-        return ArrayModel(model)
-    if hasattr(model, "steer") and hasattr(model, "schema"):
-        adapted: Model = model
-        return adapted
-    raise UsageError(
-        f"a {type(model).__name__} cannot be federated; pass a torch.nn.Module or a dict of numpy arrays"
-    )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from koinon.models import adapt
+from koinon.adapt import adapt
 from koinon_core.errors import RunEnded, UsageError
 from koinon_core.schema import Schema, schema_of
 from koinon_core.spec import RunSpec
@@ -66,7 +66,7 @@ class RunHandle:
             for seen in operator.watch(self.id):
                 info = seen.run
         if info.status != "finished":
-            raise RunEnded(f"run {self.name!r} {info.status}: {info.reason}")
+            raise RunEnded(f"run {self.name!r} {info.status}: {info.reason or info.waiting_for}")
         return str(info.reason)
 
     def model(self, round_: int | None = None) -> Tensors:

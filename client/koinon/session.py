@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from koinon.models import Evaluate, Model, adapt
+from koinon.adapt import adapt
+from koinon.models import Evaluate, Model
 from koinon.task import Task
 from koinon_core import codec
 from koinon_core.errors import (
@@ -343,7 +344,7 @@ class Session:
 
     def pulse(self) -> tuple[float, pb.DeviceMessage | None]:
         """A sign of life while work is under way: the optimizer's step counter, every third of the lease."""
-        lease = self._spec.lease if self._spec else 60.0
+        lease = self._spec.lease if self._spec else 1.0  # not known yet: ask again soon
         with self._lock:
             busy = self._member.stage in ("working", "sent", "staged")
             steps = self._task.steps if self._task is not None else 0

@@ -62,6 +62,7 @@ def serve(
 
 
 async def _serve(config: Config) -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said once, by us
     # Imported here: `--help` need not load gRPC and SQLAlchemy.
     from koinon_coordinator.federation import Federation
     from koinon_coordinator.service import serve as serve_federation

@@ -127,12 +127,28 @@ class Driver:
             self._timer.cancel()
 
     def _answer_belated(self) -> None:
-        """Answers that came in while the last round closed: say what became of them."""
+        """Those who spoke while the run ended are told so too."""
         r = self.run.round
         while not self._queue.empty():
             fact = self._queue.get_nowait().fact
             if isinstance(fact, runs.Answered) and r is not None and fact.round == r.terms.round:
                 self._perform(step(r, events.Heard(fact.at, fact.client, "update", fact.digest))[1])
+            elif isinstance(fact, runs.Offered) and fact.client not in self.run.devices:
+                self._send(fact.client, self._ended())
+
+    def _ended(self) -> bytes:
+        ended = pb.Ended(run=self.run.id, status=self.run.status, reason=self.run.reason)
+        return convert.envelope(pb.CoordinatorMessage(ended=ended))
+
+    def set_aside(self, error: KoinonError) -> None:
+        """The run cannot go on here: tell everyone who waits for it."""
+        for client in self.run.devices:
+            self._send(client, convert.envelope(convert.trouble(self.run.id, error)))
+
+    def wake(self) -> None:
+        """Let those who watch look again."""
+        for event in self._watchers:
+            event.set()
 
     @property
     def _awaits_several(self) -> bool:
@@ -286,13 +302,10 @@ class Driver:
                     )
                 case runs.Finish(status, reason):
                     self._log.info("run ended", status=status, reason=reason)
-                    ended = pb.CoordinatorMessage(
-                        ended=pb.Ended(run=self.run.id, status=status, reason=reason)
-                    )
+                    ended = self._ended()
                     for client in self.run.devices:
-                        self._send(client, convert.envelope(ended))
-        for event in self._watchers:
-            event.set()
+                        self._send(client, ended)
+        self.wake()
 
     def _send(self, client: str, message: bytes) -> bool:
         connection = self._roster.get(client)

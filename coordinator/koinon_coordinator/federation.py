@@ -21,7 +21,15 @@ from koinon_coordinator.store import Change, Incident, RoundRow, RunRow, Store, 
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
-from koinon_core.errors import BadBlob, Conflict, KoinonError, NotFound, RemoteProtocolError, UsageError
+from koinon_core.errors import (
+    BadBlob,
+    Conflict,
+    KoinonError,
+    NotFound,
+    RemoteProtocolError,
+    Unavailable,
+    UsageError,
+)  # fmt: skip
 from koinon_core.fold import verify
 from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
@@ -35,6 +43,7 @@ T = TypeVar("T")
 _log = structlog.get_logger("koinon.federation")
 _WORKERS = 4
 _METRIC_LIMIT = 1e100
+_STOPPING = "the coordinator is stopping; when it is back, it goes on where it was"
 
 
 class Federation:
@@ -47,6 +56,7 @@ class Federation:
         self.rows: dict[str, RunRow] = {}
         self.aside: dict[str, KoinonError] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        self._stopped = False
         self._driving: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, started: asyncio.Event, stop: asyncio.Event) -> None:
@@ -61,10 +71,13 @@ class Federation:
             await stop.wait()
             for task in list(self._driving.values()):
                 task.cancel()
+        self._stopped = True
         self.pool.shutdown()
 
     async def db(self, function: Callable[..., T], *args: object) -> T:
         """Call the store from a worker thread."""
+        if self._stopped:
+            raise Unavailable(_STOPPING)
         return await asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
 
     async def _read_rows(self) -> None:
@@ -93,13 +106,14 @@ class Federation:
         except Exception as error:
             # One run's bug must not end the others: it is set aside, by name, until the next start.
             _log.exception("a run is set aside", run=driver.run.spec.name)
-            self.aside[driver.run.id] = KoinonError(
-                f"the run stopped on an error of the coordinator: {error!r}"
-            )
+            reason = KoinonError(f"the run stopped on an error of the coordinator: {error!r}")
+            self.aside[driver.run.id] = reason
+            driver.set_aside(reason)
         finally:
             if driver.run.over:
                 await self._read_rows()  # before the driver goes: nobody may see the run as it was created
             del self.drivers[driver.run.id], self._driving[driver.run.id]
+            driver.wake()
 
     # -- operators --------------------------------------------------------------------------------------------
 
@@ -139,6 +153,19 @@ class Federation:
             row, status=run.status, reason=run.reason, kind=run.kind, number=run.number, closed=run.closed,
             streak=run.streak,
         )  # fmt: skip
+
+    def ended(self, run: str) -> RunRow | None:
+        """The run, if it is over."""
+        row = self.current(self.find(run))
+        return row if row.status in ("finished", "failed", "cancelled") else None
+
+    def lives(self, run: str) -> bool:
+        """Whether more will happen to the run; Unavailable if it will, but not here and now."""
+        if self.ended(run) or run in self.aside:
+            return False
+        if run not in self.drivers:
+            raise Unavailable(_STOPPING)
+        return True
 
     def waiting_for(self, run: str) -> str:
         """One sentence: what the run waits for."""
@@ -189,21 +216,17 @@ class Federation:
     async def see(self, connection: Connection, version: str) -> None:
         await self.db(self.store.see_device, connection.client, version[:32], self.clock())
 
-    def join(self, connection: Connection, name: str) -> tuple[RunRow, Driver | None]:
-        """A device enters a run; no driver if the run is over."""
+    def join(self, connection: Connection, name: str) -> RunRow:
+        """A device enters a run."""
         row = self.find(name)
-        if row.id in self.aside:
-            raise Conflict(f"run {row.name!r} is set aside: {self.aside[row.id]}")
         connection.runs.add(row.id)
-        return row, self.drivers.get(row.id)
+        self._driver(connection, row.id)
+        return row
 
-    def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> RunRow | None:
-        """A device is ready for work. Returns the run if it is over: the device may not know it yet."""
+    def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> None:
         driver = self._driver(connection, run)
-        if driver is None or driver.run.over:
-            return self.current(self.find(run))
-        driver.tell(runs.Offered(self.clock(), connection.client, evaluates, engaged))
-        return None
+        if driver is not None:
+            driver.tell(runs.Offered(self.clock(), connection.client, evaluates, engaged))
 
     def progress(self, connection: Connection, run: str) -> None:
         driver = self._driver(connection, run)
@@ -234,7 +257,7 @@ class Federation:
         row = self.find(run)
         client, now = connection.client, self.clock()
         driver = self._driver(connection, row.id)
-        if round_ > row.number and (driver is None or round_ > driver.run.number):
+        if driver is not None and round_ > driver.run.number:
             return "NOT_COUNTED", f"round {round_} has not begun"
         if driver is None or driver.run.over or round_ < driver.run.number:
             return await self.db(self.store.verdict, row.id, round_, client)
@@ -304,6 +327,8 @@ class Federation:
     def _driver(self, connection: Connection, run: str) -> Driver | None:
         if run not in connection.runs:
             raise RemoteProtocolError("join a run before speaking of it")
+        if run in self.aside:
+            raise Conflict(f"run {self.find(run).name!r} is set aside: {self.aside[run]}")
         return self.drivers.get(run)
 
 

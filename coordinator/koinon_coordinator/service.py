@@ -182,15 +182,13 @@ class Service:
             raise RemoteProtocolError(f"there is no round {m.round}")
         match kind:
             case "join":
-                row, driver = federation.join(connection, m.run)
+                row = federation.join(connection, m.run)
                 joined = fleet_pb2.Joined(run=row.id, spec=row.spec)
                 connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(joined=joined)))
-                if driver is None:
-                    connection.send(_ended(row))
+                self._tell_if_over(connection, row.id)
             case "offer":
-                over = federation.offer(connection, m.run, m.evaluates, m.engaged)
-                if over is not None:
-                    connection.send(_ended(over))
+                federation.offer(connection, m.run, m.evaluates, m.engaged)
+                self._tell_if_over(connection, m.run)  # it may have ended between the two
             case "answer":
                 said = await federation.answer(
                     connection, m.run, m.round, m.terms_digest, m.update.digest, m.update.inline, m.update.size,
@@ -204,6 +202,12 @@ class Service:
                 federation.progress(connection, m.run)
             case _:
                 raise RemoteProtocolError(f"a message of an unknown kind {kind!r} came from this device")
+
+    def _tell_if_over(self, connection: Connection, run: str) -> None:
+        row = self._federation.ended(run)
+        if row is not None:
+            ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
+            connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended)))
 
     def _connection(self, context: Context) -> Connection:
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
@@ -318,7 +322,7 @@ class Service:
                 info = self._info(federation.find(row.id))
                 rounds = await federation.rounds(row.id, since)
                 yield runs_pb2.WatchResponse(run=info, rounds=[_round(r) for r in rounds])
-                if info.status in ("finished", "failed", "cancelled") or driver is None:
+                if not federation.lives(row.id):
                     return
                 # An evaluation of the model before the open round may still come in.
                 since = max(0, max((r.number for r in rounds), default=0) - 2)
@@ -355,11 +359,6 @@ class Service:
             strategy=recipe.show(spec.strategy), devices=len(self._federation.attached(row.id)),
             waiting_for=self._federation.waiting_for(row.id),
         )  # fmt: skip
-
-
-def _ended(row: RunRow) -> bytes:
-    ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
-    return convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended))
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Self
@@ -173,7 +173,7 @@ class RunSpec:
     @cached_property
     def encoded(self) -> bytes:
         """Canonical JSON."""
-        return canonical(asdict(self))
+        return canonical({f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def decode(cls, data: bytes) -> Self:

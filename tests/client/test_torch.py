@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import koinon
-from koinon.models import adapt
+from koinon.adapt import adapt
 from koinon_core.strategy import Pull
 from koinon_core.tensors import Tensors
 

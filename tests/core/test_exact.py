@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from koinon_core import exact
 
 values = st.lists(st.floats(-1e100, 1e100), max_size=50)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from koinon_core.errors import UsageError
 from koinon_core.tensors import Tensors
 
 OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv]
-finite = st.floats(-1e6, 1e6, width=32)
+finite = st.integers(-(10**6), 10**6).map(lambda n: n / 64)
 
 
 def two(a=2.0, b=-3.0) -> Tensors:
@@ -62,9 +63,11 @@ def test_negation_roots_zeros_and_map_are_elementwise():
 
 
 @pytest.mark.parametrize("do", [*OPERATORS, Tensors.dot])
-@pytest.mark.parametrize(("a", "b"), [((2, 3), (3,)), ((2, 3), (1, 3)), ((1,), ()), ((2,), (3,)), ((0,), (1,))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 3), (3,)), ((2, 3), (1, 3)), ((1,), ()), ((2,), (3,)), ((0,), (1,))]
+)
 def test_shapes_are_never_broadcast(do, a, b):
-    with pytest.raises(UsageError, match="'w' has shape .* never broadcast"):
+    with pytest.raises(UsageError, match=r"'w' has shape .* never broadcast"):
         do(of_shape(*a), of_shape(*b))
 
 
@@ -76,13 +79,20 @@ def test_other_names_are_refused_and_one_of_them_is_named(do):
 
 
 def test_the_order_of_names_does_not_matter_between_two_sets():
-    a, b = two(), Tensors(dict(reversed(two().items())))
+    a = two()
+    b = Tensors((n, a[n]) for n in ("b", "w"))
     assert a == b
     assert a + b == two(4.0, -6.0)
 
 
 def test_what_is_inside_cannot_be_written_to():
-    for t in (two(), Tensors({"w": np.ones(2)}, copy=True), two() + two(), two().select(["w"]), two().zeros()):
+    for t in (
+        two(),
+        Tensors({"w": np.ones(2)}, copy=True),
+        two() + two(),
+        two().select(["w"]),
+        two().zeros(),
+    ):
         with pytest.raises(ValueError, match="read-only"):
             t["w"][...] = 1
     with pytest.raises(TypeError):

@@ -41,6 +41,6 @@ def demo(
     scene = Scene(folder, started)
     with coordinator(folder) as address, Team(context, address, clients, rounds, seed) as team:
         scene.follow(team.reports(), console())
-    scene.conclude(console())
+    scene.conclude(console(markup=True))
     if json is not None:
         scene.write(json)

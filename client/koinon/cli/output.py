@@ -17,9 +17,10 @@ Address = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def console() -> Console:
-    """Standard output; plain where it is no terminal, and where NO_COLOR is set."""
-    return Console(highlight=False, soft_wrap=False)
+def console(markup: bool = False) -> Console:
+    """Standard output; plain where it is no terminal, and where NO_COLOR is set. Without `markup`, text is printed
+    as it is: what a device said must not be read as rich's tags."""
+    return Console(highlight=False, soft_wrap=False, markup=markup, emoji=False)
 
 
 def size(nbytes: float) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from koinon.cli.output import Address, AsJson, as_dict, console, elapsed, moment, print_json, size
 from koinon.operator import Operator
@@ -60,11 +61,21 @@ def _settings(config: Path | None) -> dict[str, Any]:
     if config is None:
         return {}
     try:
-        return tomllib.loads(config.read_text())
+        settings = tomllib.loads(config.read_text())
     except FileNotFoundError:
         raise UsageError(f"there is no config file {config}") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise UsageError(f"the config file {config} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise UsageError(f"{config} is not TOML: {error}") from error
+    for key in ("name", "model", "schema"):
+        if key in settings:
+            raise UsageError(f"{key!r} does not belong in {config}: name and --model of the command say it")
+    if not isinstance(settings.get("strategy", ""), str):
+        raise UsageError(f"strategy in {config} must be text, for example 'koinon.FedAvg()'")
+    if not isinstance(settings.get("config", {}), dict):
+        raise UsageError(f"config in {config} must be a table, [config], with your own settings")
+    return settings
 
 
 @app.command("ls", epilog="Example: koinon run ls --json")
@@ -121,11 +132,12 @@ def _spec(got: pb.GetResponse) -> Any:
     return json.loads(got.spec)
 
 
-def _headline(run: pb.RunInfo) -> str:
+def _headline(run: pb.RunInfo) -> Text:
     note = run.waiting_for or run.reason
-    return (
-        f"[bold]{run.name}[/bold] is {run.status}, {run.rounds_closed} of {run.rounds} rounds closed, "
-        f"{run.devices} devices attached" + (f"; {note}" if note else "")
+    return Text.assemble(
+        (run.name, "bold"),
+        f" is {run.status}, {run.rounds_closed} of {run.rounds} rounds closed, {run.devices} devices attached",
+        f"; {note}" if note else "",
     )
 
 
@@ -173,10 +185,10 @@ def watch(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
                     )
             run = seen.run
             if not json and run.waiting_for != waiting and "have joined" in run.waiting_for:
-                out.print(f"[dim]{run.waiting_for}[/dim]")
+                out.print(run.waiting_for, style="dim")
             waiting = run.waiting_for
     if run.status != "finished":
-        raise RunEnded(f"run {run.name!r} {run.status}: {run.reason}")
+        raise RunEnded(f"run {run.name!r} {run.status}: {run.reason or run.waiting_for}")
     if not json:
         out.print(_headline(run))
 
@@ -238,20 +250,22 @@ def export(
     name: Name,
     to: Annotated[Path, typer.Option(help="The file to write.")],
     round_: Annotated[
-        int | None, typer.Option("--round", help="A round's model; default: the newest.")
+        int | None,
+        typer.Option("--round", min=0, max=(1 << 63) - 1, help="A round's model; default: the newest."),
     ] = None,
     address: Address = _LOCAL,
 ) -> None:
     """Write a run's model as a safetensors file."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with Operator(address) as operator:
-        number, model = operator.model(name, round_)
     if not to.parent.is_dir():
         raise UsageError(f"there is no folder {to.parent} to write {to.name} to")
-    save_file(
-        {n: a.copy() for n, a in model.items()},
-        to,
-        metadata={"koinon.run": name, "koinon.round": str(number)},
-    )
+    with Operator(address) as operator:
+        number, model = operator.model(name, round_)
+    metadata = {"koinon.run": name, "koinon.round": str(number)}
+    try:
+        save_file({n: a.copy() for n, a in model.items()}, to, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{to} cannot be written: {error}") from error
     console().print(f"{to}: the model of round {number}, {size(model.nbytes)}")

@@ -137,8 +137,8 @@ def _device(pipe: Connection, address: str, created: Event, clients: int, seed: 
 def _referee(pipe: Connection, address: str, created: Event, clients: int, rounds: int, seed: int) -> None:
     """Submits the run, tests every round's model on images that no device has, and trains one centrally."""
     import koinon
+    from koinon.adapt import adapt
     from koinon.demo import digits
-    from koinon.models import adapt
     from koinon.operator import Operator
 
     train, test = digits.load()

@@ -1,6 +1,9 @@
 """What a person sees of the demo: a table that grows, and the comparison at the end."""
 
 import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +19,13 @@ from koinon.cli.output import size
 from koinon_core.errors import RunEnded
 
 __all__ = ["Scene"]
+
+
+def _bin() -> str:
+    """What to write before our commands where they are not on the path, as under `make demo`."""
+    if shutil.which("koinon-coordinator"):
+        return ""
+    return os.path.relpath(Path(sys.executable).parent) + os.sep
 
 
 @dataclass(slots=True)
@@ -86,10 +96,12 @@ class Scene:
         table.add_row("centrally, on all data", f"{self.central:.4f}")
         table.add_row("alone, by the best device", f"{max(self.alone.values(), default=0.0):.4f}")
         console.print(table)
-        db = self.folder / "koinon.db"
+        db, here = self.folder / "koinon.db", _bin()
         console.print(f"{self.seconds:.1f} s in all. The run is kept; to look at it:", highlight=False)
-        console.print(f"  koinon-coordinator serve --db sqlite:///{db} &", highlight=False, soft_wrap=True)
-        console.print("  koinon run show demo", highlight=False)
+        console.print(
+            f"  {here}koinon-coordinator serve --db sqlite:///{db} &", highlight=False, soft_wrap=True
+        )
+        console.print(f"  {here}koinon run show demo", highlight=False)
 
     def write(self, file: Path) -> None:
         """The figures, as one JSON object."""

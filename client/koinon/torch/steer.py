@@ -8,18 +8,17 @@ term (refused); under a GradScaler a fused optimizer's gradients are still scale
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from koinon.models import Recorded
 from koinon_core.errors import LocalProtocolError
 from koinon_core.strategy.protocol import Pull
 from koinon_core.tensors import Tensors
-
-if TYPE_CHECKING:
-    from koinon.torch.weights import TorchModel
 
 __all__ = ["TorchSteering"]
 
@@ -28,12 +27,18 @@ class TorchSteering:
     """Steers every optimizer that holds parameters of one model, while it is entered."""
 
     def __init__(
-        self, model: "TorchModel", pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        pull: Pull,
+        start: Tensors,
+        *,
+        measure: bool,
+        train: frozenset[str] | None,
     ):
         self.recorded = Recorded()
-        self._model, self._pull, self._start, self._measure = model, pull, start, measure
-        self._names = {id(p): n for n, p in model.parameters.items()}
-        self._frozen = [p for n, p in model.parameters.items() if train is not None and n not in train]
+        self._parameters, self._pull, self._start, self._measure = parameters, pull, start, measure
+        self._names = {id(p): n for n, p in parameters.items()}
+        self._frozen = [p for n, p in parameters.items() if train is not None and n not in train]
         self._velocity = 0.0
         self._optimizer: Optimizer | None = None
         self._sum: dict[str, torch.Tensor] = {}
@@ -55,7 +60,7 @@ class TorchSteering:
         """The mean gradient over the steps of a measuring pass; zero for what had none."""
         n = max(1, self.recorded.steps)
         out = {}
-        for name, parameter in self._model.parameters.items():
+        for name, parameter in self._parameters.items():
             total = self._sum.get(name, torch.zeros_like(parameter))
             out[name] = (total.detach() / n).to("cpu").numpy().astype(self._start[name].dtype)
         return Tensors(out)

@@ -75,7 +75,7 @@ class TorchModel:
     def steer(
         self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
     ) -> TorchSteering:
-        return TorchSteering(self, pull, start, measure=measure, train=train)
+        return TorchSteering(self.parameters, pull, start, measure=measure, train=train)
 
     def descend(self, gradients: Mapping[str, Array], lr: float, steering: Any) -> None:
         raise UsageError("task.descend is for numpy models; step your torch optimizer as usual")

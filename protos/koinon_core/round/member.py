@@ -139,6 +139,7 @@ class Member:
     late: str = ""
     ready: bool = False
     queued: Terms | None = None
+    done: int = 0  # the last round that an update was handed in for
 
     @property
     def round(self) -> int:
@@ -157,6 +158,7 @@ def step(m: Member, event: Event) -> tuple[Member, tuple[Effect, ...]]:
         case Submitted(digest):
             if m.stage != "working":
                 return m, ()
+            m = replace(m, done=m.round)
             if m.late:
                 return _idle(m), (Drop(m.round, m.late),)
             return replace(m, stage="sent", digest=digest), (Answer(m.round, digest),)
@@ -177,19 +179,21 @@ def step(m: Member, event: Event) -> tuple[Member, tuple[Effect, ...]]:
 
 
 def _idle(m: Member) -> Member:
-    return Member(queued=m.queued)
+    return Member(queued=m.queued, done=m.done)
 
 
 def _ready(m: Member) -> tuple[Member, tuple[Effect, ...]]:
     """Free for work: take what is queued, or ask for some."""
     if m.queued is not None:
-        return Member(stage="working", terms=m.queued), (Begin(m.queued),)
-    return Member(stage="offered"), (Offer(),)
+        return Member(stage="working", terms=m.queued, done=m.done), (Begin(m.queued),)
+    return Member(stage="offered", done=m.done), (Offer(),)
 
 
 def _asked(m: Member, terms: Terms) -> tuple[Member, tuple[Effect, ...]]:
+    if terms.round <= m.done:
+        return m, ()  # an echo: its update was handed in
     if m.stage not in ("working", "sent", "staged"):
-        return Member(stage="working", terms=terms), (Begin(terms),)
+        return Member(stage="working", terms=terms, done=m.done), (Begin(terms),)
     if terms.round <= m.round:
         return m, ()
     m = replace(m, queued=terms)
@@ -212,4 +216,4 @@ def _receipted(m: Member, round_: int, verdict: Verdict, reason: str) -> tuple[M
     if m.ready and m.queued is not None:
         after, effects = _ready(m)
         return after, (settled, *effects)
-    return (Member(stage="offered") if m.ready else _idle(m)), (settled,)
+    return (Member(stage="offered", done=m.done) if m.ready else _idle(m)), (settled,)

@@ -1,169 +1,39 @@
-"""A run: many rounds, as one pure machine over the machine of a round.
+"""The machine of a run: `step(run, fact) -> Moved(run, records, orders)`.
 
-`step(run, fact) -> Moved(run, records, orders)`. It decides which devices are in a round, when the next one
-opens and when the run is over. `records` are the round's events that must be durable before the orders are
-carried out; devices' comings and goings are not among them (after a restart they come again by themselves).
+It decides which devices are in a round, when the next one opens and when the run is over. `records` are the round's
+events that must be durable before the orders are carried out; devices' comings and goings are not among them (after
+a restart they come again by themselves).
 
     running <-> paused        running -> finished | failed        any -> cancelled
-
-Whoever drives it answers two orders with a fact: `Open` with `Opening` (it brings the incarnation, which is
-drawn at random), and a round's `Fold` with `Folded` or `Unfoldable`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from koinon_core.canonical import sha256
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round
 from koinon_core.round.machine import step as step_round
 from koinon_core.round.terms import Kind, Terms
+from koinon_core.run.facts import (
+    Answered,
+    Cancelled,
+    Fact,
+    Folded,
+    Gone,
+    Offered,
+    Opening,
+    Paused,
+    Progressed,
+    Resigned,
+    Resumed,
+    Tick,
+    Unfoldable,
+)  # fmt: skip
+from koinon_core.run.orders import Finish, Open, Order, Status
 from koinon_core.spec import RunSpec
 
-__all__ = [
-    "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening", "Order",
-    "Paused", "Progressed", "Resigned", "Resumed", "Run", "Standing", "Status", "Tick", "Unfoldable", "rank",
-    "start", "step",
-]  # fmt: skip
-
-Status = Literal["running", "paused", "finished", "failed", "cancelled"]
-
-
-# -- facts ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """A device is ready for the next round; `engaged` is the round that it still works on, or 0."""
-
-    at: float
-    client: str
-    evaluates: bool = False
-    engaged: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A device is no longer there for new rounds. A round that it is in waits for it until its lease runs out."""
-
-    at: float
-    client: str
-
-
-@dataclass(frozen=True, slots=True)
-class Progressed:
-    """A sign of life."""
-
-    at: float
-    client: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A device's update of `round` is here and verified."""
-
-    at: float
-    client: str
-    round: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resigned:
-    """A device leaves `round`, or its answer was refused."""
-
-    at: float
-    client: str
-    round: int
-    code: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """The answer to `Open`."""
-
-    at: float
-    incarnation: str
-
-
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable."""
-
-    at: float
-    round: int
-    model: str
-    down: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unfoldable:
-    """The other answer to `Fold`."""
-
-    at: float
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Paused:
-    """The operator wants no further round opened; the one that is open goes on."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """The operator wants rounds again."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """The operator ends the run."""
-
-    at: float
-    reason: str
-
-
-Fact = (
-    Offered | Gone | Progressed | Answered | Resigned | Opening | Folded | Unfoldable | Tick | Paused | Resumed
-    | Cancelled
-)  # fmt: skip
-
-
-# -- orders ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """Open round `round`: answer with Opening."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The run is over."""
-
-    status: Status
-    reason: str
-
-
-Order = Open | Finish | effects.Effect
-
-
-# -- the machine ----------------------------------------------------------------------------------------------
+__all__ = ["Moved", "Run", "Standing", "rank", "start", "step"]
 
 
 @dataclass(frozen=True, slots=True)

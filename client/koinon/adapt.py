@@ -1,0 +1,28 @@
+"""From what an owner has to a `Model`: torch modules, dicts of numpy arrays, or a Model of their own."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from koinon.models import ArrayModel, Model
+from koinon_core.errors import UsageError
+
+__all__ = ["adapt"]
+
+
+def adapt(model: Any) -> Model:
+    """A Model for a torch module, a dict of numpy arrays, or something that is one already."""
+    torch = sys.modules.get("torch")  # a torch module can only exist where torch was imported
+    if torch is not None and isinstance(model, torch.nn.Module):
+        from koinon.torch.weights import TorchModel
+
+        return TorchModel(model)
+    if isinstance(model, dict) and all(isinstance(a, np.ndarray) for a in model.values()):
+        return ArrayModel(model)
+    if hasattr(model, "steer") and hasattr(model, "schema"):
+        adapted: Model = model
+        return adapted
+    raise UsageError(
+        f"a {type(model).__name__} cannot be federated; pass a torch.nn.Module or a dict of numpy arrays"
+    )

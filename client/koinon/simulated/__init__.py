@@ -1,0 +1,1 @@
+"""What `koinon.simulation` is made of: a world (virtual time), a coordinator in memory, and devices on threads."""

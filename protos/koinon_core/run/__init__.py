@@ -1,0 +1,29 @@
+"""A run: many rounds, as one pure machine over the machine of a round.
+
+Whoever drives it answers two orders with a fact: `Open` with `Opening` (it brings the incarnation, which is drawn at
+random), and a round's `Fold` with `Folded` or `Unfoldable`. Read facts, orders, machine.
+"""
+
+from koinon_core.run.facts import (
+    Answered,
+    Cancelled,
+    Fact,
+    Folded,
+    Gone,
+    Offered,
+    Opening,
+    Paused,
+    Progressed,
+    Resigned,
+    Resumed,
+    Tick,
+    Unfoldable,
+)  # fmt: skip
+from koinon_core.run.machine import Moved, Run, Standing, rank, start, step
+from koinon_core.run.orders import Finish, Open, Order, Status
+
+__all__ = [
+    "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening", "Order",
+    "Paused", "Progressed", "Resigned", "Resumed", "Run", "Standing", "Status", "Tick", "Unfoldable", "rank",
+    "start", "step",
+]  # fmt: skip

@@ -1,0 +1,120 @@
+"""What can happen to a run: facts, in the past tense. `at` is in seconds since 1970.
+
+They come from devices, operators and the clock; what they do to the open round becomes that round's events.
+"""
+
+from dataclasses import dataclass
+
+__all__ = [
+    "Answered", "Cancelled", "Fact", "Folded", "Gone", "Offered", "Opening", "Paused", "Progressed", "Resigned",
+    "Resumed", "Tick", "Unfoldable",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A device is ready for the next round; `engaged` is the round that it still works on, or 0."""
+
+    at: float
+    client: str
+    evaluates: bool = False
+    engaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A device is no longer there for new rounds. A round that it is in waits for it until its lease runs out."""
+
+    at: float
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A sign of life."""
+
+    at: float
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A device's update of `round` is here and verified."""
+
+    at: float
+    client: str
+    round: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resigned:
+    """A device leaves `round`, or its answer was refused."""
+
+    at: float
+    client: str
+    round: int
+    code: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The answer to `Open`."""
+
+    at: float
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable."""
+
+    at: float
+    round: int
+    model: str
+    down: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfoldable:
+    """The other answer to `Fold`."""
+
+    at: float
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The operator wants no further round opened; the one that is open goes on."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The operator wants rounds again."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The operator ends the run."""
+
+    at: float
+    reason: str
+
+
+Fact = (
+    Offered | Gone | Progressed | Answered | Resigned | Opening | Folded | Unfoldable | Tick | Paused | Resumed
+    | Cancelled
+)  # fmt: skip

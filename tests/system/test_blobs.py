@@ -1,0 +1,180 @@
+"""What is too large for a message goes through Download and Upload, and only for those it is meant for."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import koinon
+from conftest import Clients, Coordinator
+from hostile import Device, container, over
+from koinon_core import codec
+from koinon_core.canonical import sha256
+from koinon_core.errors import BadBlob, KoinonError, NotFound, RemoteProtocolError
+from koinon_core.schema import schema_of
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+N = 130_000  # float64: about 1 MB
+DRAW = np.random.default_rng(7)
+MODEL, STEP = DRAW.normal(size=N), DRAW.normal(size=N)
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinator]:
+    one = Coordinator(tmp_path_factory.mktemp("blobs"))
+    yield one
+    one.stop()
+    assert "Traceback" not in one.log.read_text()
+
+
+def create(coordinator: Coordinator, **settings: Any) -> koinon.RunHandle:
+    values = {"rounds": 1, "min_clients": 1, "clients": 1, **settings}
+    run = koinon.Run(f"run-{next(NUMBERS)}", model={"x": MODEL}, **values)
+    return run.create(coordinator.address)
+
+
+@pytest.fixture
+def run(coordinator: Coordinator) -> koinon.RunHandle:
+    return create(coordinator)
+
+
+@pytest.fixture
+def update() -> bytes:
+    """An update of the test's own: what is here already need not come again."""
+    return container(x=STEP + next(NUMBERS))
+
+
+def counted(device: Device, ask: pb.Ask, run: koinon.RunHandle, update: bytes) -> None:
+    """The upload is whole: its update counts, and the model is right."""
+    device.answer(ask, update, inline=False)
+    assert device.hear("receipt").verdict == pb.VERDICT_STAGED
+    assert device.hear("ended").status == "finished"
+    step = codec.decode(update, schema_of({"delta/x": STEP}))["delta/x"]
+    np.testing.assert_allclose(run.model()["x"], MODEL + step, rtol=0, atol=1e-9)
+
+
+def test_a_megabyte_of_model_and_update_goes_through_the_blobs(
+    coordinator: Coordinator, clients: Clients
+) -> None:
+    run = create(coordinator, rounds=2, min_clients=2, clients=2)
+
+    def work(i: int) -> None:
+        with koinon.join(coordinator.address, run=run.name, name=f"device-{i}") as session:
+            model = {"x": np.zeros(N)}
+            for task in session.tasks(model):
+                model["x"] += (2 * i + 1) * STEP  # once and three times: on average twice
+                task.submit(examples=10)
+
+    for i in range(2):
+        clients.start(lambda i=i: work(i))
+    clients.join()
+    assert run.wait() == "2 rounds closed"
+    np.testing.assert_allclose(run.model()["x"], MODEL + 4 * STEP, rtol=0, atol=1e-9)
+    for r in run.rounds():
+        assert min(r.bytes_up, r.bytes_down) > 2 * 800_000
+
+
+def test_a_model_is_downloaded_from_any_offset_and_is_what_its_digest_says(
+    coordinator: Coordinator, run: koinon.RunHandle, update: bytes
+) -> None:
+    with Device(coordinator.address) as device:
+        ask = device.enter(run.name)
+        assert not ask.model.inline
+        whole = device.download(ask.model.digest)
+        assert (len(whole), sha256(whole)) == (ask.model.size, ask.model.digest)
+        assert device.download(ask.model.digest, offset=777_777) == whole[777_777:]
+        assert device.download(ask.model.digest, offset=ask.model.size + 5) == b""
+
+
+def test_a_content_that_no_round_of_the_device_names_is_not_given(
+    coordinator: Coordinator, run: koinon.RunHandle, update: bytes
+) -> None:
+    with Device(coordinator.address) as device, Device(coordinator.address, "outsider") as outsider:
+        ask = device.enter(run.name)
+        for who, digest in (
+            (device, "ab" * 32),
+            (device, "../../koinon.db"),
+            (outsider, ask.model.digest),  # it never joined the run
+        ):
+            with pytest.raises(NotFound, match="no open round of this device names that content"):
+                who.download(digest)
+        with pytest.raises(RemoteProtocolError, match="no update of round 1 is awaited from this device"):
+            outsider.upload(ask, [update], digest=sha256(update), size=len(update))
+
+
+def test_blob_calls_need_the_token_of_a_stream_that_lives(
+    coordinator: Coordinator, run: koinon.RunHandle, update: bytes
+) -> None:
+    with Device(coordinator.address, "gone") as gone:
+        stale = gone.token
+    with Device(coordinator.address) as device:
+        ask = device.enter(run.name)
+        for token in ("", "guess", stale):
+            for call in (
+                lambda token=token: device.stat("ab" * 32, token=token),
+                lambda token=token: device.download(ask.model.digest, token=token),
+                lambda token=token: device.upload(ask, [update], token=token, digest=sha256(update), size=9),
+            ):
+                with pytest.raises(RemoteProtocolError, match="only an attached device may move blobs"):
+                    call()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "start", "sentence"),
+    [
+        (lambda update: [update, b"more"], {}, "bytes was declared, and more were sent"),
+        (lambda update: [bytes(len(update))], {}, "what arrived has SHA-256 .* send it again"),
+        (lambda update: [update[100:]], {"offset": 100}, "goes on at byte 100, but 0 bytes are here"),
+        (
+            lambda update: [update],
+            {"size": 1 << 40},
+            "1099511627776 bytes is refused: this run's model needs at most",
+        ),
+        (lambda update: [update], {"digest": "../../x"}, "is not the SHA-256 of anything"),
+        (lambda update: [update], {"round": 2}, "no update of round 2 is awaited"),
+        (lambda update: [update], {"run": "no-such-run"}, "no update of round 1 is awaited"),
+    ],
+    ids=["too-many", "other-bytes", "wrong-offset", "oversized", "bad-digest", "other-round", "other-run"],
+)
+def test_an_upload_that_is_not_what_was_declared_is_refused_and_may_be_done_right(
+    coordinator: Coordinator, run: koinon.RunHandle, update: bytes, pieces: Callable[[bytes], list[bytes]],
+    start: dict[str, Any], sentence: str,
+) -> None:  # fmt: skip
+    right = {"digest": sha256(update), "size": len(update)}
+    with Device(coordinator.address) as device:
+        ask = device.enter(run.name)
+        with pytest.raises((BadBlob, RemoteProtocolError), match=sentence):
+            device.upload(ask, pieces(update), **{**right, **start})
+        if not device.stat(right["digest"]):
+            assert device.upload(ask, [update], **right).complete
+        counted(device, ask, run, update)
+
+
+def test_an_upload_that_was_cut_goes_on_where_it_stopped(
+    coordinator: Coordinator, run: koinon.RunHandle, update: bytes
+) -> None:
+    digest, size = sha256(update), len(update)
+    with Device(coordinator.address) as device, Device(coordinator.address, "other") as other:
+        ask = device.enter(run.name)
+        half = device.upload(ask, [update[:100_000], update[100_000:400_000]], digest=digest, size=size)
+        assert (half.offset, half.complete) == (400_000, False)
+
+        def breaks_off() -> Iterator[bytes]:
+            yield update[400_000:700_000]
+            raise ConnectionError
+
+        with pytest.raises(KoinonError):
+            device.upload(ask, breaks_off(), digest=digest, size=size, offset=400_000)
+        at = device.stat(digest)
+        assert at in (400_000, 700_000)
+        assert other.stat(digest) == 0  # one device's part is nobody else's
+        device.answer(ask, update, inline=False, round=7)  # not handed in before it is whole
+        rest = device.upload(ask, [update[at:]], digest=digest, size=size, offset=at)
+        assert (rest.offset, rest.complete) == (size, True)
+        assert device.upload(ask, [], digest=digest, size=size).complete  # it is here already
+        assert device.hear("receipt").reason == "round 7 has not begun"
+        counted(device, ask, run, update)
+    assert over(coordinator.address, run.name).incidents == []
