@@ -14,20 +14,18 @@ import queue
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from koinon.adapt import adapt
 from koinon.models import Evaluate, Model
 from koinon.task import Task
-from koinon_core import codec
+from koinon.work import Workbench
 from koinon_core.errors import (
     BadBlob,
-    BadUpdate,
     KoinonError,
-    LocalProtocolError,
     Unavailable,
     UsageError,
 )  # fmt: skip
@@ -35,11 +33,9 @@ from koinon_core.round import member
 from koinon_core.round.member import Member
 from koinon_core.round.terms import Terms
 from koinon_core.spec import RunSpec
-from koinon_core.strategy.protocol import Pass, State, Work
+from koinon_core.strategy.protocol import State
 from koinon_core.strategy.registry import load_plugins
 from koinon_core.strategy.runner import LocalHalf, Prepared
-from koinon_core.tensors import Tensors
-from koinon_core.update import Head, state_schema, unpack_state
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
@@ -168,6 +164,11 @@ class Session:
     def _loop(self, owned: Any, evaluate: Evaluate | None) -> Iterator[Task]:
         model = self._accept(owned)
         self._evaluates = evaluate is not None
+        assert self._half is not None
+        bench = Workbench(
+            client=self.client, spec=self.spec, half=self._half, model=model, owned=owned, evaluate=evaluate,
+            fetch=self._link.fetch, show=self._show, hand_over=self._hand_over, give_up=self._give_up,
+        )  # fmt: skip
         try:
             while True:
                 with self._lock:
@@ -178,7 +179,9 @@ class Session:
                     return
                 if isinstance(news, KoinonError):
                     raise news
-                yield from self._round(news, model, owned, evaluate)
+                terms = self._member.terms
+                assert terms is not None
+                yield from bench.work(news, terms, self._state)
         except GeneratorExit:
             self._give_up("DECLINED", "the loop was left")
             raise
@@ -199,119 +202,12 @@ class Session:
             raise
         return model
 
-    def _round(self, ask: pb.Ask, model: Model, owned: Any, evaluate: Evaluate | None) -> Iterator[Task]:
-        terms, half = self._member.terms, self._half
-        assert terms is not None
-        assert half is not None
-        try:
-            w, down = self._fetch(ask, terms)
-        except BadBlob as error:
-            self._give_up("REFUSED", str(error))
-            raise
-        model.load(half.weights(w, self._state))
-        head = self._evaluate(terms, model, owned, evaluate)
-        if head is None:
-            return
-        if terms.kind == "evaluate":
-            self._hand_over(Prepared(b"", "", head, self._state, 0.0))
-            return
-        start = model.read()
-        plan = half.begin(self._state, down, w)
-        results: dict[str, Tensors] = {}
-        for one in plan.passes:
-            if one.when == "before":
-                yield from self._extra(one, terms, model, start, results)
-        steering = model.steer(plan.pull, start, measure=False, train=plan.train)
-        later = [one for one in plan.passes if one.when == "after"]
-        trained: dict[str, Any] = {}
-
-        def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
-            trained.update(end=model.read(), examples=examples, metrics=metrics)
-            if not later:
-                finish()
-
-        def finish() -> None:
-            done = steering.recorded
-            work = Work(
-                examples=trained["examples"], steps=done.steps, lr=done.lr, norm=done.norm,
-                loss_before=head.evaluation.get("loss"), results=results,
-            )  # fmt: skip
-            full = replace(head, examples=trained["examples"], training=trained["metrics"], steps=done.steps)
-            self._prepare(
-                lambda: half.prepare(
-                    state=self._state,
-                    down=down,
-                    work=work,
-                    start=start,
-                    end=trained["end"],
-                    terms=terms,
-                    head=full,
-                )
-            )
-
-        task = Task(terms, self.client, "train", model, steering, hand_in)
+    def _show(self, task: Task) -> None:
+        """The task that the owner's loop is about to get; the round may be over already."""
         with self._lock:
             self._task = task
             if self._member.late:
                 task.cancel(self._member.late)
-        with steering:
-            yield task
-        if not task.submitted:
-            self._give_up("DECLINED", "the loop went on without submitting an update")
-            return
-        for one in later:
-            yield from self._extra(one, terms, model, start, results)
-        if later:
-            finish()
-
-    def _fetch(self, ask: pb.Ask, terms: Terms) -> tuple[Tensors, State]:
-        """The round's model, and what of the strategy's state devices get."""
-        assert self._half is not None
-        w = codec.decode(self._link.fetch(ask.model), self.spec.model, "the round's model")
-        if ask.model.digest != terms.model or ask.down.digest != terms.down:
-            raise BadBlob("the round's model is not the one that its terms name")
-        if not terms.down:
-            return w, {}
-        strategy, params = self._half.strategy, w.select(self._half.layout.params.by_name)
-        like = state_schema(strategy.down(strategy.init(params, self.spec.population or 0)))
-        return w, unpack_state(codec.decode(self._link.fetch(ask.down), like, "the strategy's state"))
-
-    def _evaluate(self, terms: Terms, model: Model, owned: Any, evaluate: Evaluate | None) -> Head | None:
-        """What `evaluate` says of the round's weights. None if the round wants that and nothing else, and there
-        is none."""
-        if evaluate is None:
-            if terms.kind == "evaluate":
-                self._give_up("DECLINED", "this device does not evaluate")
-                return None
-            return Head()
-        metrics = {k: float(v) for k, v in evaluate(owned).items()}
-        examples = int(metrics.pop("examples", 1))
-        return Head(evaluation=metrics, evaluation_examples=examples)
-
-    def _extra(
-        self, one: Pass, terms: Terms, model: Model, start: Tensors, results: dict[str, Tensors]
-    ) -> Iterator[Task]:
-        """One more run of the owner's loop, which is never sent."""
-        if one.start is not None:
-            model.load(Tensors({**start, **one.start}))
-        steering = model.steer(one.pull, start, measure=one.measure, train=None)
-        task = Task(
-            terms, self.client, "measure" if one.measure else "personal", model, steering, lambda *_: None
-        )
-        with steering:
-            yield task
-        results[one.name] = steering.gradient() if one.measure else model.read()
-        if one.when == "before":
-            model.load(start)
-
-    def _prepare(self, make: Callable[[], Prepared]) -> None:
-        """Make the update and hand it over; one that may not be sent is reported and raised."""
-        try:
-            prepared = make()
-        except (BadUpdate, LocalProtocolError) as error:
-            self._give_up("REFUSED", str(error))
-            raise
-        self._hand_over(prepared)
 
     def _hand_over(self, prepared: Prepared) -> None:
         with self._lock:

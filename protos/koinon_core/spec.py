@@ -37,7 +37,7 @@ class RunSpec:
     rounds          rounds that make a model; abandoned ones do not count
     min_clients     the quorum: no sum over fewer devices
     clients         devices whose updates a round waits for; None: all that are attached when it opens
-    max_clients     the most devices a round may have (the exact sum is sized for it)
+    max_clients     the most devices a round may have where `clients` is not set (the exact sum is sized for it)
     over_selection  ask this many times `clients`, and take the first that answer
     join_wait       how long a round waits for `clients` once `min_clients` have joined
     deadline        how long it waits for updates

@@ -25,7 +25,7 @@ from hostile import Device, until
 from koinon.operator import Operator
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
-ENV = {**os.environ, "COLUMNS": "250", "NO_COLOR": "1"}
+ENV = {k: v for k, v in os.environ.items() if not k.startswith("GRPC_")} | {"COLUMNS": "250", "NO_COLOR": "1"}
 SENTENCE = re.compile(r"koinon(-coordinator)?: [^\n]+\n")
 
 
@@ -307,7 +307,7 @@ def test_a_signal_stops_it_in_good_order_while_devices_and_operators_are_attache
     tmp_path: Path, number: int
 ) -> None:
     own, clients = Coordinator(tmp_path), Clients()
-    koinon.Run("r", model={"x": np.zeros(5)}, min_clients=2).create(own.address)
+    koinon.Run("r", model={"x": np.zeros(5)}, min_clients=3).create(own.address)
 
     def watch() -> None:
         with Operator(own.address) as operator, pytest.raises(koinon.Unavailable):

@@ -1,0 +1,148 @@
+"""The workbench: one round's work on a device, from the Ask to the update.
+
+It fetches what the round is about, puts the weights into the owner's model, evaluates them, hands the tasks to the
+owner's loop, and makes the update of what became of them. What it is not: the conversation about it (`session`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from koinon.models import Evaluate, Model
+from koinon.task import Task
+from koinon_core import codec
+from koinon_core.errors import BadBlob, BadUpdate, LocalProtocolError
+from koinon_core.round.terms import Terms
+from koinon_core.spec import RunSpec
+from koinon_core.strategy.protocol import Pass, State, Work
+from koinon_core.strategy.runner import LocalHalf, Prepared
+from koinon_core.tensors import Tensors
+from koinon_core.update import Head, state_schema, unpack_state
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+__all__ = ["Workbench"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench:
+    """What the rounds of one loop have in common. `fetch` gets a content's bytes, `show` is told of the task that the
+    loop gets, `hand_over` takes the update, `give_up` a code and the reason why there is none."""
+
+    client: str
+    spec: RunSpec
+    half: LocalHalf
+    model: Model
+    owned: Any
+    evaluate: Evaluate | None
+    fetch: Callable[[pb.Content], bytes]
+    show: Callable[[Task], None]
+    hand_over: Callable[[Prepared], None]
+    give_up: Callable[[str, str], None]
+
+    def work(self, ask: pb.Ask, terms: Terms, state: State) -> Iterator[Task]:
+        """The tasks of one round: an extra pass or two where the strategy wants them, and the training."""
+        model, half = self.model, self.half
+        try:
+            w, down = self._fetch(ask, terms)
+        except BadBlob as error:
+            self.give_up("REFUSED", str(error))
+            raise
+        model.load(half.weights(w, state))
+        head = self._evaluate(terms)
+        if head is None:
+            return
+        if terms.kind == "evaluate":
+            self.hand_over(Prepared(b"", "", head, state, 0.0))
+            return
+        start = model.read()
+        plan = half.begin(state, down, w)
+        results: dict[str, Tensors] = {}
+        for one in plan.passes:
+            if one.when == "before":
+                yield from self._extra(one, terms, start, results)
+        steering = model.steer(plan.pull, start, measure=False, train=plan.train)
+        later = [one for one in plan.passes if one.when == "after"]
+        trained: dict[str, Any] = {}
+
+        def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
+            trained.update(end=model.read(), examples=examples, metrics=metrics)
+            if not later:
+                finish()
+
+        def finish() -> None:
+            done = steering.recorded
+            work = Work(
+                examples=trained["examples"], steps=done.steps, lr=done.lr, norm=done.norm,
+                loss_before=head.evaluation.get("loss"), results=results,
+            )  # fmt: skip
+            full = replace(head, examples=trained["examples"], training=trained["metrics"], steps=done.steps)
+            self._prepare(
+                lambda: half.prepare(
+                    state=state,
+                    down=down,
+                    work=work,
+                    start=start,
+                    end=trained["end"],
+                    terms=terms,
+                    head=full,
+                )
+            )
+
+        task = Task(terms, self.client, "train", model, steering, hand_in)
+        self.show(task)
+        with steering:
+            yield task
+        if not task.submitted:
+            self.give_up("DECLINED", "the loop went on without submitting an update")
+            return
+        for one in later:
+            yield from self._extra(one, terms, start, results)
+        if later:
+            finish()
+
+    def _fetch(self, ask: pb.Ask, terms: Terms) -> tuple[Tensors, State]:
+        """The round's model, and what of the strategy's state devices get."""
+        w = codec.decode(self.fetch(ask.model), self.spec.model, "the round's model")
+        if ask.model.digest != terms.model or ask.down.digest != terms.down:
+            raise BadBlob("the round's model is not the one that its terms name")
+        if not terms.down:
+            return w, {}
+        strategy, params = self.half.strategy, w.select(self.half.layout.params.by_name)
+        like = state_schema(strategy.down(strategy.init(params, self.spec.population or 0)))
+        return w, unpack_state(codec.decode(self.fetch(ask.down), like, "the strategy's state"))
+
+    def _evaluate(self, terms: Terms) -> Head | None:
+        """What the owner's `evaluate` says of the round's weights. None if the round wants that and nothing else,
+        and there is none."""
+        if self.evaluate is None:
+            if terms.kind == "evaluate":
+                self.give_up("DECLINED", "this device does not evaluate")
+                return None
+            return Head()
+        metrics = {k: float(v) for k, v in self.evaluate(self.owned).items()}
+        examples = int(metrics.pop("examples", 1))
+        return Head(evaluation=metrics, evaluation_examples=examples)
+
+    def _extra(self, one: Pass, terms: Terms, start: Tensors, results: dict[str, Tensors]) -> Iterator[Task]:
+        """One more run of the owner's loop, which is never sent."""
+        model = self.model
+        if one.start is not None:
+            model.load(Tensors({**start, **one.start}))
+        steering = model.steer(one.pull, start, measure=one.measure, train=None)
+        task = Task(
+            terms, self.client, "measure" if one.measure else "personal", model, steering, lambda *_: None
+        )
+        with steering:
+            yield task
+        results[one.name] = steering.gradient() if one.measure else model.read()
+        if one.when == "before":
+            model.load(start)
+
+    def _prepare(self, make: Callable[[], Prepared]) -> None:
+        """Make the update and hand it over; one that may not be sent is reported and raised."""
+        try:
+            prepared = make()
+        except (BadUpdate, LocalProtocolError) as error:
+            self.give_up("REFUSED", str(error))
+            raise
+        self.hand_over(prepared)
