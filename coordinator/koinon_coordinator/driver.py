@@ -10,7 +10,6 @@ store, and the devices whose messages were in the turn are cut off, so that they
 
 import asyncio
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -70,7 +69,7 @@ class Driver:
 
     def __init__(
         self, store: Store, plan: Plan, run: Run, version: ModelVersion, roster: Roster, pool: Executor,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ):  # fmt: skip
         self.run = run
         self.plan = plan

@@ -46,11 +46,17 @@ _METRIC_LIMIT = 1e100
 _STOPPING = "the coordinator is stopping; when it is back, it goes on where it was"
 
 
+def _steady_clock() -> Callable[[], float]:
+    """Seconds since 1970 that never jump: somebody who sets this machine's clock moves no deadline."""
+    offset = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset
+
+
 class Federation:
     """Owns the store, the roster and a driver for every live run."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time):
-        self.store, self.roster, self.clock = store, Roster(), clock
+    def __init__(self, store: Store, clock: Callable[[], float] | None = None):
+        self.store, self.roster, self.clock = store, Roster(), clock or _steady_clock()
         self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="koinon-store")
         self.drivers: dict[str, Driver] = {}
         self.rows: dict[str, RunRow] = {}

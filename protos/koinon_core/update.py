@@ -9,7 +9,6 @@ The layout follows from the run's schema and its strategy alone, so both ends kn
 Names that the strategy keeps local are in no section.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -22,6 +21,7 @@ from koinon_core.tensors import Tensors
 __all__ = ["Head", "Layout", "layout_of", "pack_state", "state_schema", "unpack_state"]
 
 _MAX_METRICS = 64
+_LARGEST_METRIC = 1e30  # times any number of examples and devices it stays finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,8 @@ class Head:
                 f"an update over {self.examples} examples is refused: this run takes 1 to {max_examples} a device "
                 "(max_examples in the run's config)"
             )
+        if not trained and self.examples:
+            raise BadBlob("a round that only evaluates takes no examples")
         if not 0 <= self.evaluation_examples <= max_examples:
             raise BadBlob(f"an evaluation over {self.evaluation_examples} examples is refused")
         if trained and self.totals.keys() != totals.keys():
@@ -116,8 +118,11 @@ class Head:
             if len(metrics) > _MAX_METRICS:
                 raise BadBlob(f"{len(metrics)} metrics are more than the {_MAX_METRICS} that are kept")
             for name, value in metrics.items():
-                if len(name) > 64 or not math.isfinite(value):
-                    raise BadBlob(f"the metric {name[:64]!r} is {value}: metrics are finite numbers")
+                if len(name) > 64 or not abs(value) <= _LARGEST_METRIC:
+                    raise BadBlob(
+                        f"the metric {name[:64]!r} is {value}: metrics are numbers up to {_LARGEST_METRIC:g}, with "
+                        "names of at most 64 characters"
+                    )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

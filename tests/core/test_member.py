@@ -3,8 +3,8 @@
 import random
 
 import pytest
-import toy
 
+import toy
 from koinon_core.round import member as m
 
 

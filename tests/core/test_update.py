@@ -94,11 +94,12 @@ def check(head: Head, *, trained: bool = True, totals: dict | None = None) -> No
 
 
 FULL = Head(
-    examples=100, totals={"t": -2.0}, training={"loss": 0.5}, evaluation={"x" * 64: -1e308},
+    examples=100, totals={"t": -2.0}, training={"loss": 0.5}, evaluation={"x" * 64: -1e30},
     evaluation_examples=100, steps=3,
 )  # fmt: skip
 
 BAD = [
+    (Head(examples=1, training={"loss": 1e31}), {}, "metrics are numbers up to 1e+30"),
     (Head(), {}, "over 0 examples is refused: this run takes 1 to 100 a device"),
     (Head(examples=-1), {}, "over -1 examples is refused"),
     (Head(examples=101), {}, "over 101 examples is refused"),
@@ -115,7 +116,7 @@ BAD = [
     (
         Head(examples=1, training={"loss": math.nan}),
         {},
-        "the metric 'loss' is nan: metrics are finite numbers",
+        "the metric 'loss' is nan: metrics are numbers up to",
     ),
     (Head(examples=1, evaluation={"acc": -math.inf}), {}, "the metric 'acc' is -inf"),
     (Head(examples=1, training={"x" * 65: 1.0}), {}, "the metric 'x{64}' is 1.0"),

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from koinon.cli.output import Address, AsJson, as_dict, console, elapsed, moment, print_json, size
 from koinon.operator import Operator
-from koinon_core.errors import RunEnded, UsageError
+from koinon_core.errors import NotFound, RunEnded, UsageError
 from koinon_core.strategy.registry import load_plugins
 from koinon_core.wire.v1 import runs_pb2 as pb
 
@@ -99,8 +99,13 @@ def list_runs(address: Address = _LOCAL, json: AsJson = False) -> None:
     console().print(table)
 
 
-@app.command(epilog="Example: koinon run show digits")
-def show(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
+@app.command(epilog="Example: koinon run show digits --round 3")
+def show(
+    name: Name,
+    round_: Annotated[int | None, typer.Option("--round", help="Every participant of this round.")] = None,
+    address: Address = _LOCAL,
+    json: AsJson = False,
+) -> None:
     """Show a run: every round, who took part, how long each phase took, and what went wrong."""
     with Operator(address) as operator:
         got = operator.get(name)
@@ -111,6 +116,9 @@ def show(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
         return
     out = console()
     out.print(_headline(got.run))
+    if round_ is not None:
+        out.print(_participants_table(got, round_))
+        return
     out.print(f"strategy {got.run.strategy}, model {got.model_digest[:12]}")
     out.print(_rounds_table(got.rounds))
     for r in got.rounds:
@@ -139,6 +147,22 @@ def _headline(run: pb.RunInfo) -> Text:
         f" is {run.status}, {run.rounds_closed} of {run.rounds} rounds closed, {run.devices} devices attached",
         f"; {note}" if note else "",
     )
+
+
+def _participants_table(got: pb.GetResponse, number: int) -> Table:
+    r = next((r for r in got.rounds if r.number == number), None)
+    if r is None:
+        raise NotFound(f"run {got.run.name!r} has no round {number}; its rounds are 1 to {len(got.rounds)}")
+    table = Table(title=f"Round {number}, {r.kind}, {r.status}", title_justify="left", box=None)
+    for column in ("device", "status", "answered after s", "up", "examples"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why")
+    for p in r.participants:
+        table.add_row(
+            p.client, p.status.replace("_", " "), elapsed(r.asked_at, p.answered_at), size(p.bytes_up),
+            str(p.examples or ""), p.reason,
+        )  # fmt: skip
+    return table
 
 
 def _rounds_table(rounds: Any) -> Table:
