@@ -42,7 +42,6 @@ __all__ = ["Federation"]
 T = TypeVar("T")
 _log = structlog.get_logger("koinon.federation")
 _WORKERS = 4
-_METRIC_LIMIT = 1e100
 _STOPPING = "the coordinator is stopping; when it is back, it goes on where it was"
 
 
@@ -296,9 +295,6 @@ class Federation:
             raise BadBlob("an evaluation has numbers only, and this one came with bytes")
         if len(data) > INLINE:
             raise BadBlob(f"an update of {len(data)} bytes must be uploaded, not sent in the message")
-        for name, value in (*head.training.items(), *head.evaluation.items()):
-            if abs(value) > _METRIC_LIMIT:
-                raise BadBlob(f"the metric {name!r} is {value}, which would overflow the mean")
         inline = data if size and len(data) == size else None
         if trained:
             if size > codec.size_limit(plan.layout.update):

@@ -342,6 +342,8 @@ class Service:
         federation = self._federation
         row = federation.find(request.run)
         number = request.round if request.HasField("round") else None
+        if number is not None and number > _MOST_ROUNDS:
+            raise NotFound(f"there is no round {number}")
         version = await federation.db(federation.store.model_at, row.id, number)
         window, size = await federation.db(federation.store.window, version.digest)
         offset = 0

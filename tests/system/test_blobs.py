@@ -153,6 +153,16 @@ def test_an_upload_that_is_not_what_was_declared_is_refused_and_may_be_done_righ
         counted(device, ask, run, update)
 
 
+def test_an_update_that_is_too_large_for_a_message_is_refused_in_one(
+    coordinator: Coordinator, run: koinon.RunHandle, update: bytes
+) -> None:
+    with Device(coordinator.address) as device:
+        device.answer(device.enter(run.name), update)
+        receipt = device.hear("receipt")
+        assert receipt.verdict == pb.VERDICT_NOT_COUNTED
+        assert "must be uploaded, not sent in the message" in receipt.reason
+
+
 def test_an_upload_that_was_cut_goes_on_where_it_stopped(
     coordinator: Coordinator, run: koinon.RunHandle, update: bytes
 ) -> None:
