@@ -10,7 +10,7 @@ store, and the devices whose messages were in the turn are cut off, so that they
 
 import asyncio
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -35,6 +35,7 @@ __all__ = ["Driver", "Item", "restore"]
 T = TypeVar("T")
 _log = structlog.get_logger("koinon.run")
 _GATHER = 0.002
+_INCIDENTS_EACH = 100  # kept of one device, from one start of the coordinator to the next
 _QUICK = 1 << 20  # bytes of an update whose sum takes milliseconds
 
 
@@ -78,6 +79,7 @@ class Driver:
         self._quick = plan.layout.update.nbytes <= _QUICK
         self._queue: asyncio.Queue[Item] = asyncio.Queue()
         self._staged: dict[str, UpdateRow] = {}
+        self._incidents: Counter[str] = Counter()
         self._ask: tuple[int, bytes] | None = None
         self._bytes_down: dict[int, int] = {}
         self._watchers: set[asyncio.Event] = set()
@@ -205,7 +207,7 @@ class Driver:
                     change.rounds[number] = moved.run.round
                     change.bytes_down[number] = self._bytes_down.get(number, 0)
                 self._attach(change, item)
-            if item.incident is not None:
+            if item.incident is not None and self._worth_keeping(item.incident):
                 change.incidents.append(item.incident)
             for order in moved.orders:
                 if isinstance(order, runs.Open):
@@ -215,6 +217,11 @@ class Driver:
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
         return orders
+
+    def _worth_keeping(self, incident: Incident) -> bool:
+        """One device cannot fill the database with its mistakes."""
+        self._incidents[incident.client] += 1
+        return self._incidents[incident.client] <= _INCIDENTS_EACH
 
     def _opening(self) -> Item:
         return Item(runs.Opening(self._clock(), os.urandom(16).hex()))

@@ -228,6 +228,16 @@ def test_the_old_stream_of_a_device_that_is_back_writes_no_more(tmp_path):
     assert blobs.has(sha256(b"right"))
 
 
+def test_what_a_device_began_and_left_is_not_kept_beside_its_next_upload(tmp_path):
+    blobs = Blobs(tmp_path)
+    for n in range(5):
+        with blobs.receive(sha256(b"%d" % n), 10, "c0") as incoming:
+            incoming.write(b"half")
+    with blobs.receive(sha256(b"other"), 10, "c1") as other:
+        other.write(b"half")
+    assert [blobs.received(sha256(b"%d" % n), "c0") for n in range(5)] == [0, 0, 0, 0, 4]
+
+
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63])
 def test_a_name_that_is_no_digest_reaches_no_file(tmp_path, digest):
     with pytest.raises(BadBlob, match="not the SHA-256"):

@@ -95,6 +95,11 @@ class Blobs:
             # A device that was cut off and is back goes on where it was; its old stream may not know yet.
             if older := self._incoming.get(partial):
                 older.supersede()
+            # A device sends one update at a time: what it began and left lying is not kept beside it.
+            for left in self._partial.glob(f"*-{partial.name.rpartition('-')[2]}"):
+                stream = self._incoming.get(left)
+                if left != partial and (stream is None or stream.closed):
+                    left.unlink(missing_ok=True)
             incoming = self._incoming[partial] = Incoming(partial, path, digest, size)
         return incoming
 
@@ -128,6 +133,10 @@ class Incoming:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
 
     def supersede(self) -> None:
         """Another stream goes on with this upload: whatever still comes in on this one is refused."""
