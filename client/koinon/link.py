@@ -15,9 +15,11 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # not every goodbye on the terminal
 
 import asyncio
+import concurrent.futures
 import contextlib
 import random
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -26,7 +28,7 @@ import grpc
 
 from koinon_core.canonical import sha256
 from koinon_core.codec import TILE
-from koinon_core.errors import BadBlob, KoinonError, Unavailable, from_code
+from koinon_core.errors import BadBlob, KoinonError, StoreError, Unavailable, from_code
 from koinon_core.wire import convert
 from koinon_core.wire.methods import BLOBS, ERROR_KEY, FLEET, TOKEN_KEY, Method
 from koinon_core.wire.v1 import blobs_pb2
@@ -38,7 +40,7 @@ T = TypeVar("T")
 _FIRST_PIECE, _LAST_PIECE = 64 * 1024, TILE
 _BACKOFF_CAP = 2.0
 _CLOSE_WAIT = 5.0
-_FETCH_ATTEMPTS = 20
+_DRAIN_WAIT = 30.0
 
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 2 * convert.MESSAGE_LIMIT),
@@ -85,6 +87,10 @@ class Link(Protocol):
         """Block in `take(timeout)` until it gives something."""
         ...
 
+    def drain(self, settled: Callable[[], bool]) -> None:
+        """Wait until `settled`, as long as what was submitted gets on."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -120,9 +126,10 @@ class GrpcLink:
         self._outbox: asyncio.Queue[pb.DeviceMessage | None] = asyncio.Queue()
         self._token = ""
         self._online: asyncio.Event = asyncio.Event()
-        self._closing = False
-        self._closer: asyncio.Task[None] | None = None
-        self._sending: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Event = asyncio.Event()
+        self._uploads: dict[str, asyncio.Task[None]] = {}
+        self._progress = time.monotonic()
+        self._failure: KoinonError | None = None
         self._receiver: Receiver | None = None
 
     # -- called by the session --------------------------------------------------------------------------------
@@ -148,12 +155,21 @@ class GrpcLink:
             try:
                 return take(1.0)
             except TimeoutError:
-                continue
+                if not self._thread.is_alive():
+                    raise self._gone() from None
+
+    def drain(self, settled: Callable[[], bool]) -> None:
+        """Wait until what was submitted is safe at the coordinator, as long as it gets on."""
+        while not settled() and self._thread.is_alive():
+            patience = _DRAIN_WAIT if self._online.is_set() else _CLOSE_WAIT
+            if time.monotonic() - self._progress > patience:
+                return
+            time.sleep(0.01)
 
     def close(self) -> None:
         if self._thread.is_alive():
             self._call(self._begin_close)
-            self._thread.join(_CLOSE_WAIT + 2)
+            self._thread.join(_CLOSE_WAIT)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> None:
         try:
@@ -162,7 +178,14 @@ class GrpcLink:
             return  # the loop is closed: there is nobody to tell any more
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        except (concurrent.futures.CancelledError, RuntimeError):
+            coroutine.close()
+            raise self._gone() from None
+
+    def _gone(self) -> KoinonError:
+        return self._failure or Unavailable("the link to the coordinator is closed")
 
     # -- on the link's thread ---------------------------------------------------------------------------------
 
@@ -170,32 +193,45 @@ class GrpcLink:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._main())
-            if self._closer is not None:
-                self._loop.run_until_complete(self._closer)
         finally:
+            # Whoever still waits for a transfer is told that there will be none.
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.close()
 
     async def _main(self) -> None:
-        async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
-            self._channel = channel
-            failures = 0
-            while True:
-                started = self._loop.time()
-                try:
-                    await self._attend()
-                except grpc.aio.AioRpcError as raised:
-                    error = error_of(raised, self.address)
-                    if not isinstance(error, Unavailable) and type(error) is not KoinonError:
-                        assert self._receiver is not None
-                        self._receiver.failed(error)
-                        return
-                finally:
-                    self._online.clear()
-                if self._closing:
-                    return
-                failures = 1 if self._loop.time() - started > _BACKOFF_CAP else failures + 1
-                # Full jitter: a fleet that lost its coordinator must not come back in step.
-                await asyncio.sleep(random.uniform(0, min(_BACKOFF_CAP, 0.05 * 2**failures)))  # noqa: S311
+        try:
+            async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
+                self._channel = channel
+                await self._keep_attending()
+        except (Exception, asyncio.CancelledError) as error:
+            if self._closing.is_set():
+                return  # hanging up tears calls apart
+            self._failure = (
+                error if isinstance(error, KoinonError) else KoinonError(f"the link failed: {error!r}")
+            )
+            assert self._receiver is not None
+            self._receiver.failed(self._failure)
+
+    async def _keep_attending(self) -> None:
+        failures = 0
+        while not self._closing.is_set():
+            started = self._loop.time()
+            try:
+                await self._attend()
+            except grpc.aio.AioRpcError as raised:
+                error = error_of(raised, self.address)
+                if not isinstance(error, Unavailable | StoreError) and type(error) is not KoinonError:
+                    raise error from raised
+            finally:
+                self._online.clear()
+            failures = 1 if self._loop.time() - started > _BACKOFF_CAP else failures + 1
+            # Full jitter: a fleet that lost its coordinator must not come back in step.
+            pause = random.uniform(0, min(_BACKOFF_CAP, 0.05 * 2**failures))  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
 
     async def _attend(self) -> None:
         assert self._receiver is not None
@@ -208,21 +244,31 @@ class GrpcLink:
             return
         self._token = first.messages[0].welcome.token
         while not self._outbox.empty():  # meant for the stream that is gone
-            if self._outbox.get_nowait() is None:
-                return
-        self._online.set()
+            self._outbox.get_nowait()
         self._receiver.connected()
         writer = asyncio.create_task(self._write(call))
         pulse = asyncio.create_task(self._pulse())
+        hang_up = asyncio.create_task(self._hang_up(writer, call))
         try:
             while (response := await call.read()) is not grpc.aio.EOF:
+                self._progress = time.monotonic()
                 for message in response.messages:
                     self._receiver.heard(message)
+                    if message.HasField("joined"):
+                        self._online.set()  # only now does the coordinator know what this device may move
         finally:
-            for task in (writer, pulse):
+            for task in (writer, pulse, hang_up):
                 task.cancel()
-        if not self._closing:
+        if not self._closing.is_set():
             await _raise(call)
+
+    async def _hang_up(self, writer: "asyncio.Task[None]", call: Any) -> None:
+        """When the link closes: let what is queued leave, then end the stream."""
+        await self._closing.wait()
+        self._outbox.put_nowait(None)
+        await asyncio.wait([writer], timeout=_CLOSE_WAIT / 2)
+        await asyncio.sleep(0.02)
+        call.cancel()
 
     async def _write(self, call: Any) -> None:
         while (message := await self._outbox.get()) is not None:
@@ -251,12 +297,14 @@ class GrpcLink:
             answer.update.inline = blob
             self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
             return
+        if answer.update.digest in self._uploads:
+            return  # on its way already; it goes on by itself after a cut
         task = self._loop.create_task(self._answer(answer, blob))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._uploads[answer.update.digest] = task
+        task.add_done_callback(lambda _: self._uploads.pop(answer.update.digest, None))
 
     async def _answer(self, answer: pb.Answer, blob: bytes) -> None:
-        # If it cannot be uploaded, the answer goes out all the same: the coordinator refuses it by name.
+        # If it is refused, the answer goes out all the same: the coordinator says by name what became of it.
         with contextlib.suppress(KoinonError):
             await self._retrying(lambda: self._upload(answer, blob))
         self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
@@ -276,6 +324,7 @@ class GrpcLink:
             while at < len(blob):
                 yield blobs_pb2.UploadRequest(data=blob[at : at + piece])
                 at, piece = at + piece, min(_LAST_PIECE, piece * 2)
+                self._progress = time.monotonic()
 
         response = await stub(self._channel, BLOBS.UPLOAD)(parts(), metadata=metadata)
         if not response.complete:
@@ -297,31 +346,23 @@ class GrpcLink:
 
     async def _retrying(self, attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Try until it works; after a cut, from where it stopped. A refusal is final."""
-        for number in range(1, _FETCH_ATTEMPTS + 1):
+        while True:
+            await self._online.wait()
             try:
-                await self._online.wait()
-                await attempt()
-                return
+                return await attempt()
             except grpc.aio.AioRpcError as raised:
                 error = error_of(raised, self.address)
-                if not isinstance(error, Unavailable) or number == _FETCH_ATTEMPTS:
+                if not isinstance(error, Unavailable | StoreError):
                     raise error from raised
             except Unavailable:
-                if number == _FETCH_ATTEMPTS:
-                    raise
-            await asyncio.sleep(random.uniform(0, _BACKOFF_CAP))  # noqa: S311
+                pass  # cut off: go on where it stopped
+            await asyncio.sleep(random.uniform(0, _BACKOFF_CAP / 4))  # noqa: S311
 
     def _begin_close(self) -> None:
-        self._closing = True
-        self._closer = self._loop.create_task(self._close())
-
-    async def _close(self) -> None:
-        """Let what is queued leave, then hang up."""
-        if self._sending:
-            await asyncio.wait(set(self._sending), timeout=_CLOSE_WAIT)
-        self._outbox.put_nowait(None)
-        await asyncio.sleep(0.05 if self._outbox.empty() else 0.2)
-        await self._channel.close(grace=0.5)
+        self._closing.set()
+        if not self._online.is_set():
+            # Connecting, or nobody there: nothing is on its way that could still be said.
+            self._loop.create_task(self._channel.close())
 
 
 async def _raise(call: Any) -> None:

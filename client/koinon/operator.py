@@ -44,9 +44,9 @@ class Operator:
             response_deserializer=method.response.FromString,
         )
 
-    def _call(self, method: Method[Any, Any], request: Any) -> Any:
+    def _call(self, method: Method[Any, Any], request: Any, timeout: float | None = _TIMEOUT) -> Any:
         try:
-            return self._stub(method)(request, timeout=_TIMEOUT)
+            return self._stub(method)(request, timeout=timeout)
         except grpc.RpcError as error:
             raise error_of(error, self.address) from None
 
@@ -65,7 +65,9 @@ class Operator:
             for at in range(0, len(blob), _PIECE):
                 yield pb.CreateRequest(model=blob[at : at + _PIECE])
 
-        response: pb.CreateResponse = self._call(RUNS.CREATE, parts())
+        response: pb.CreateResponse = self._call(
+            RUNS.CREATE, parts(), timeout=None
+        )  # as long as the model takes
         return response.run
 
     def runs(self) -> list[pb.RunInfo]:

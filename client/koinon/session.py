@@ -128,9 +128,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, GeneratorExit):
-            detail = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-            self._give_up("INTERRUPTED" if isinstance(error, KeyboardInterrupt) else "FAILED", detail[:500])
+        if error is not None:
+            self._report(error)
         self.close()
 
     def close(self) -> None:
@@ -140,6 +139,7 @@ class Session:
                 return
             self._closed = True
         self._give_up("DECLINED", "the session was closed")
+        self._link.drain(lambda: self._member.stage != "sent")
         self._link.close()
 
     @property
@@ -169,22 +169,38 @@ class Session:
             client=self.client, spec=self.spec, half=self._half, model=model, owned=owned, evaluate=evaluate,
             fetch=self._link.fetch, show=self._show, hand_over=self._hand_over, give_up=self._give_up,
         )  # fmt: skip
-        try:
-            while True:
-                with self._lock:
+        while True:
+            with self._lock:
+                # Working already: the loop was interrupted while it waited, and its work is in the news.
+                if self._member.stage != "working":
                     self._step(member.Offered())
-                news = self._link.wait(self._take)
-                if isinstance(news, _Ended):
-                    self.status, self.reason = news.status, news.reason
-                    return
-                if isinstance(news, KoinonError):
-                    raise news
+            news = self._link.wait(self._take)
+            if isinstance(news, _Ended):
+                self.status, self.reason = news.status, news.reason
+                return
+            if isinstance(news, KoinonError):
+                raise news
+            with self._lock:
                 terms = self._member.terms
-                assert terms is not None
+                stale = self._member.stage != "working" or terms is None or terms.round != news.round
+            if stale or terms is None:
+                continue
+            try:
                 yield from bench.work(news, terms, self._state)
-        except GeneratorExit:
-            self._give_up("DECLINED", "the loop was left")
-            raise
+            except BaseException as error:
+                self._report(error)
+                raise
+
+    def _report(self, error: BaseException) -> None:
+        """The work under way ends without an update, because of `error`."""
+        match error:
+            case GeneratorExit():
+                self._give_up("DECLINED", "the loop was left")
+            case KeyboardInterrupt():
+                self._give_up("INTERRUPTED", "stopped by its user")
+            case _:
+                detail = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+                self._give_up("FAILED", detail[:500])
 
     def _take(self, timeout: float) -> _News:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from koinon.models import Evaluate, Model
 from koinon.task import Task
 from koinon_core import codec
-from koinon_core.errors import BadBlob, BadUpdate, LocalProtocolError
+from koinon_core.errors import BadBlob, BadUpdate, LocalProtocolError, NotFound
 from koinon_core.round.terms import Terms
 from koinon_core.spec import RunSpec
 from koinon_core.strategy.protocol import Pass, State, Work
@@ -44,6 +44,9 @@ class Workbench:
         model, half = self.model, self.half
         try:
             w, down = self._fetch(ask, terms)
+        except NotFound:
+            self.give_up("LATE", "the round was over before its model had arrived")
+            return
         except BadBlob as error:
             self.give_up("REFUSED", str(error))
             raise

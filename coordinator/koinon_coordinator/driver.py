@@ -182,6 +182,12 @@ class Driver:
             if any(isinstance(order, effects.Ask) for order in orders):
                 await self._prepare_ask()
             self._perform(orders)
+            for order in orders:
+                if isinstance(order, runs.Recall):
+                    said = await self.db(self._store.verdict, self.run.id, order.round, order.client)
+                    self._send(
+                        order.client, convert.envelope(convert.receipt(self.run.id, order.round, *said))
+                    )
             if _folding(self.run) is None:
                 break
             change = Change(self.run, before=self.run)
@@ -273,17 +279,34 @@ class Driver:
 
     async def _refold(self, items: Iterable[Item], error: StoreError) -> None:
         self._log.error("a turn was not stored; the run is rebuilt from the database", error=str(error))
-        await asyncio.sleep(1)
-        row = next(r for r in await self.db(self._store.runs) if r.id == self.run.id)
-        devices = self.run.devices
-        self.run = replace(await self.db(restore, self._store, row), devices=devices)
-        self.version = await self.db(self._store.latest_model, self.run.id)
+        # Whoever is attached may have missed what that turn would have told them: they come back and say where they
+        # are. What the operator wanted is not said again by itself.
+        told = set(self.run.devices) | {getattr(item.fact, "client", "") for item in items}
+        wanted = [i for i in items if isinstance(i.fact, runs.Paused | runs.Resumed | runs.Cancelled)]
+        self.run, self.version = await self._read_again()
         self._staged.clear()
-        for client in {getattr(item.fact, "client", "") for item in items}:
+        self._ask = None
+        for client in told:
             connection = self._roster.get(client)
             if connection is not None:
                 connection.cut()
+        for item in wanted:
+            self.tell(item)
         self._begin()
+
+    async def _read_again(self) -> tuple[Run, ModelVersion]:
+        """The run as the database has it, as soon as the database answers."""
+        pause = 1.0
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                row = next(r for r in await self.db(self._store.runs) if r.id == self.run.id)
+                return await self.db(restore, self._store, row), await self.db(
+                    self._store.latest_model, row.id
+                )
+            except StoreError as error:
+                pause = min(30.0, pause * 2)
+                self._log.error("the run database does not answer", error=str(error), again_in_s=pause)
 
     # -- orders -----------------------------------------------------------------------------------------------
 

@@ -135,8 +135,8 @@ class Federation:
         run = Run(id=uuid.uuid4().hex, spec=spec, model=version.digest, down=version.down)
         change = Change(run, models=[version], contents=contents)
         await self.db(self.store.create_run, change, self.clock())
-        await self._read_rows()
         await self._drive(run, plan)
+        await self._read_rows()  # only now can devices find it: their offers need its driver
         _log.info("run created", run=spec.name, id=run.id)
         return run
 

@@ -26,6 +26,7 @@ from koinon_core.errors import (
     NotFound,
     RemoteProtocolError,
     RunEnded,
+    StoreError,
     Unavailable,
     UsageError,
 )  # fmt: skip
@@ -63,6 +64,7 @@ _STATUS: list[tuple[type[KoinonError], grpc.StatusCode]] = [
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
     (RunEnded, grpc.StatusCode.FAILED_PRECONDITION),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (StoreError, grpc.StatusCode.UNAVAILABLE),  # our disk's fault: trying again may help
     (RemoteProtocolError, grpc.StatusCode.FAILED_PRECONDITION),
 ]
 
@@ -172,6 +174,9 @@ class Service:
         said = getattr(message, kind) if kind else None
         try:
             await self._hear(connection, kind, said)
+        except StoreError as error:
+            _log.error("a message could not be stored", client=connection.client, reason=str(error))
+            connection.cut()  # it comes back and says it again
         except KoinonError as error:
             _log.info("a message was refused", client=connection.client, kind=kind, reason=str(error))
             connection.send(convert.envelope(convert.trouble(getattr(said, "run", ""), error)))
@@ -245,9 +250,9 @@ class Service:
         start, federation = first.start, self._federation
         federation.may_upload(connection, start.run, start.round, start.size)
         blobs = federation.store.blobs
-        if await federation.db(blobs.has, start.digest):
-            return blobs_pb2.UploadResponse(offset=start.size, complete=True)
         incoming = await federation.db(blobs.receive, start.digest, start.size, connection.client)
+        if incoming is None:
+            return blobs_pb2.UploadResponse(offset=start.size, complete=True)
         try:
             if start.offset != incoming.offset:
                 raise BadBlob(
@@ -261,7 +266,7 @@ class Service:
                 return blobs_pb2.UploadResponse(offset=start.size, complete=True)
             return blobs_pb2.UploadResponse(offset=incoming.offset, complete=False)
         finally:
-            incoming.__exit__()
+            await federation.db(incoming.supersede)
 
     async def stat(self, request: blobs_pb2.StatRequest, context: Context) -> blobs_pb2.StatResponse:
         connection, blobs = self._connection(context), self._federation.store.blobs

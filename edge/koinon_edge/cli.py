@@ -57,6 +57,9 @@ def keep(
     except FileNotFoundError:
         print(f"koinon-edge: there is no command {context.args[0]!r} on this device", file=sys.stderr)
         raise typer.Exit(3) from None
+    except OSError as error:
+        print(f"koinon-edge: {context.args[0]!r} cannot be started: {error.strerror}", file=sys.stderr)
+        raise typer.Exit(1) from None
     raise typer.Exit(status if status >= 0 else 1)
 
 

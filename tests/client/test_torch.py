@@ -62,6 +62,25 @@ def test_read_is_a_copy_and_load_is_in_place():
     assert np.array_equal(net.body.weight.detach().numpy(), kept)
 
 
+def test_a_buffer_that_a_forward_pass_replaces_is_federated_as_it_is_then():
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2))
+            self.register_buffer("ema", torch.zeros(2))
+
+        def forward(self):
+            self.ema = 0.5 * self.ema + 0.5 * self.w.detach()
+            return self.w.sum()
+
+    module = Averaging()
+    model = adapt(module)
+    module()
+    assert model.read()["ema"].tolist() == [0.5, 0.5]
+    model.load(Tensors({"w": np.ones(2, np.float32), "ema": np.full(2, 7.0, np.float32)}))
+    assert module.ema.tolist() == [7.0, 7.0]
+
+
 def test_16_bit_parameters_travel_as_32_bit_and_warn_with_the_way_out():
     net = nn.Linear(2, 2).to(torch.bfloat16)
     with pytest.warns(UserWarning, match=r"torch\.autocast"):

@@ -19,7 +19,7 @@ from koinon_coordinator.store.models import Table
 from koinon_coordinator.store.schema import _config
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
-from koinon_core.errors import BadBlob, Conflict, NotFound, StoreError
+from koinon_core.errors import BadBlob, Conflict, NotFound, StoreError, Unavailable
 from koinon_core.update import Head
 
 
@@ -221,11 +221,33 @@ def test_the_old_stream_of_a_device_that_is_back_writes_no_more(tmp_path):
     old = blobs.receive(sha256(b"right"), 5, "c0")
     old.write(b"ri")
     with blobs.receive(sha256(b"right"), 5, "c0") as new:
-        with pytest.raises(BadBlob, match="another stream"):
+        with pytest.raises(Unavailable, match="another stream"):
             old.write(b"XX")
         new.write(b"ght")
         new.finish()
     assert blobs.has(sha256(b"right"))
+
+
+def test_nobody_writes_into_a_blob_that_is_finished(tmp_path):
+    blobs = Blobs(tmp_path)
+    with blobs.receive(sha256(b"right"), 5, "c0") as incoming:
+        incoming.write(b"right")
+        incoming.finish()
+        with pytest.raises(Unavailable):
+            incoming.write(b"!")
+    assert blobs.receive(sha256(b"right"), 3, "c0") is None, "what is here is not received again"
+    assert blobs.window(sha256(b"right"))(0, 10) == b"right"
+
+
+def test_a_full_disk_is_the_coordinators_fault(tmp_path, monkeypatch):
+    blobs = Blobs(tmp_path)
+
+    def full(_fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        blobs.put(b"anything")
 
 
 def test_what_a_device_began_and_left_is_not_kept_beside_its_next_upload(tmp_path):

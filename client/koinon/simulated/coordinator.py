@@ -13,6 +13,7 @@ from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, KoinonError
 from koinon_core.fold import verify
 from koinon_core.round import effects
+from koinon_core.round.effects import Verdict
 from koinon_core.round.machine import Round
 from koinon_core.run import Run as Machine
 from koinon_core.strategy.protocol import State
@@ -152,6 +153,11 @@ class House:
                     self.move(self._fold(self.machine.round, accepted))
                 case effects.Close():
                     self._note(moved.run.round)
+                case runs.Recall(client, number):
+                    counted = any(r.number == number and client in r.clients for r in self.rounds)
+                    stored: Verdict = "COUNTED" if counted else "NOT_COUNTED"
+                    why = "" if counted else f"late: round {number} is over"
+                    self._tell(client, convert.receipt(self.machine.id, number, stored, why))
                 case runs.Finish(status, reason):
                     ended = pb.CoordinatorMessage(
                         ended=pb.Ended(run=self.machine.id, status=status, reason=reason)

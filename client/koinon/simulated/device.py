@@ -51,6 +51,9 @@ class MemoryLink:
                 if not self._wake.get():
                     raise _Stop from None
 
+    def drain(self, settled: Callable[[], bool]) -> None:
+        """Nothing is on its way: messages in memory have arrived."""
+
     def close(self) -> None:
         self._house.leave(self)
 

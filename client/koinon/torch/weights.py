@@ -35,7 +35,8 @@ class TorchModel:
         self._module = module
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         kept = module.state_dict(keep_vars=True)
-        self._buffers = {n: b for n, b in module.named_buffers() if n in kept}
+        # Names only: a forward pass or `module.to(...)` may put another tensor in a buffer's place.
+        self._buffers = [n for n, _ in module.named_buffers() if n in kept]
         if not self.parameters:
             raise UsageError("no parameter of the module requires a gradient: there is nothing to train")
         half = [n for n, p in self.parameters.items() if p.dtype in (torch.float16, torch.bfloat16)]
@@ -49,7 +50,7 @@ class TorchModel:
     @cached_property
     def schema(self) -> Schema:
         fields = [self._field(n, p, "param") for n, p in self.parameters.items()]
-        return Schema((*fields, *(self._field(n, b, "buffer") for n, b in self._buffers.items())))
+        return Schema((*fields, *(self._field(n, b, "buffer") for n, b in self._live().items())))
 
     def _field(self, name: str, tensor: torch.Tensor, role: Any) -> Field:
         if tensor.dtype not in _DTYPES:
@@ -57,7 +58,11 @@ class TorchModel:
         return Field(name, tuple(tensor.shape), _DTYPES[tensor.dtype], role)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {**self.parameters, **self._buffers}
+        return {**self.parameters, **self._live()}
+
+    def _live(self) -> dict[str, torch.Tensor]:
+        """The buffers as they are in the module now."""
+        return {n: self._module.get_buffer(n) for n in self._buffers}
 
     def read(self) -> Tensors:
         out: dict[str, Array] = {}

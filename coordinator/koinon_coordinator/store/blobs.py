@@ -10,13 +10,15 @@ import hashlib
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
-from koinon_core.errors import BadBlob, StoreError
+from koinon_core.errors import BadBlob, StoreError, Unavailable
 
 __all__ = ["Blobs", "Incoming"]
 
@@ -60,8 +62,8 @@ class Blobs:
     def put(self, data: bytes) -> str:
         """Make `data` durable; returns its digest."""
         digest = sha256(data)
-        if not self.has(digest):
-            incoming = self.receive(digest, len(data), f"coordinator {threading.get_ident()}")
+        incoming = self.receive(digest, len(data), f"coordinator {threading.get_ident()}")
+        if incoming is not None:
             with incoming:
                 incoming.write(data)
                 incoming.finish()
@@ -82,16 +84,17 @@ class Blobs:
         self.size(digest)
 
         def window(offset: int, length: int) -> bytes:
-            with path.open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), length, offset)
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
 
         return window
 
-    def receive(self, digest: str, size: int, owner: str) -> "Incoming":
-        """Go on receiving the blob `digest` of `size` bytes from `owner`, from where it stopped."""
+    def receive(self, digest: str, size: int, owner: str) -> "Incoming | None":
+        """Go on receiving the blob `digest` of `size` bytes from `owner`, from where it stopped; None if it is here."""
         path, partial = self.path(digest), self._part(digest, owner)
-        path.parent.mkdir(exist_ok=True)
-        with self._guard:
+        with self._guard, _disk(path):
+            path.parent.mkdir(exist_ok=True)
             # A device that was cut off and is back goes on where it was; its old stream may not know yet.
             if older := self._incoming.get(partial):
                 older.supersede()
@@ -100,6 +103,8 @@ class Blobs:
                 stream = self._incoming.get(left)
                 if left != partial and (stream is None or stream.closed):
                     left.unlink(missing_ok=True)
+            if path.exists():
+                return None
             incoming = self._incoming[partial] = Incoming(partial, path, digest, size)
         return incoming
 
@@ -117,67 +122,87 @@ class Blobs:
 
 
 class Incoming:
-    """An upload on its way: `write` in order, then `finish`. What was written stays when the link is cut."""
+    """An upload on its way: `write` in order, then `finish`. What was written stays when the link is cut.
+
+    Every step holds one lock, so that a stream which takes over waits for the step under way, and a stream that was
+    superseded, or is finished, touches the file no more.
+    """
 
     def __init__(self, partial: Path, final: Path, digest: str, size: int):
         self._partial, self._final, self._digest, self._size = partial, final, digest, size
         self._busy = threading.Lock()
-        self._file: BinaryIO = partial.open("ab", buffering=0)
-        self.offset = self._file.tell()
-        if self.offset > size:
-            self._file.truncate(0)
-            self.offset = 0
+        with _disk(partial):
+            self._file: BinaryIO = partial.open("ab", buffering=0)
+            self.offset = self._file.tell()
+            if self.offset > size:
+                self._forget()
 
     def __enter__(self) -> "Incoming":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.supersede()
 
     @property
     def closed(self) -> bool:
         return self._file.closed
 
     def supersede(self) -> None:
-        """Another stream goes on with this upload: whatever still comes in on this one is refused."""
+        """Nothing more is written here; another stream may go on with this upload."""
         with self._busy:
             self._file.close()
 
     def write(self, data: bytes) -> None:
         """Append; more than the declared size is a BadBlob."""
-        with self._busy:
-            self._write(data)
-
-    def _write(self, data: bytes) -> None:
-        if self._file.closed:
-            raise BadBlob("this upload goes on in another stream")
-        if self.offset + len(data) > self._size:
-            self.discard()
-            raise BadBlob(f"an upload of {self._size} bytes was declared, and more were sent")
-        self._file.write(data)
-        self.offset += len(data)
+        with self._busy, _disk(self._partial):
+            self._check_open()
+            if self.offset + len(data) > self._size:
+                self._forget()
+                raise BadBlob(f"an upload of {self._size} bytes was declared, and more were sent")
+            rest = memoryview(data)
+            while rest:  # one write takes at most 2 GiB, and less where the disk is full
+                taken = self._file.write(rest)
+                rest = rest[taken:]
+                self.offset += taken
 
     def finish(self) -> None:
         """Check the digest, sync, and give the blob its name. BadBlob (and nothing kept) if it is another."""
-        if self.offset != self._size:
-            raise BadBlob(f"an upload ended after {self.offset} of {self._size} bytes; send the rest")
-        os.fsync(self._file.fileno())
-        with self._partial.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._digest:
-            self.discard()
-            raise BadBlob(
-                f"what arrived has SHA-256 {found[:12]}..., not {self._digest[:12]}...; send it again"
-            )
-        self._partial.rename(self._final)
-        for folder in (self._final.parent, self._final.parent.parent):
-            fd = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        with self._busy, _disk(self._partial):
+            self._check_open()
+            if self.offset != self._size:
+                raise BadBlob(f"an upload ended after {self.offset} of {self._size} bytes; send the rest")
+            os.fsync(self._file.fileno())
+            with self._partial.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != self._digest:
+                self._forget()
+                raise BadBlob(
+                    f"what arrived has SHA-256 {found[:12]}..., not {self._digest[:12]}...; send it again"
+                )
+            self._partial.rename(self._final)
+            self._file.close()  # this handle is the blob's now: nobody may write through it
+            for folder in (self._final.parent, self._final.parent.parent):
+                fd = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
 
-    def discard(self) -> None:
-        """Forget what arrived."""
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise Unavailable("this upload goes on in another stream")
+
+    def _forget(self) -> None:
         self._file.truncate(0)
         self.offset = 0
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """A disk that is full or broken is the coordinator's fault, not that of whoever's bytes these are."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path.parent} cannot be written: {error.strerror}; free some space or mend the disk"
+        ) from error

@@ -20,10 +20,10 @@ from koinon_core.run.facts import (
     Unfoldable,
 )  # fmt: skip
 from koinon_core.run.machine import Moved, Run, Standing, rank, start, step
-from koinon_core.run.orders import Finish, Open, Order, Status
+from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 
 __all__ = [
     "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening", "Order",
-    "Paused", "Progressed", "Resigned", "Resumed", "Run", "Standing", "Status", "Tick", "Unfoldable", "rank",
+    "Paused", "Progressed", "Recall", "Resigned", "Resumed", "Run", "Standing", "Status", "Tick", "Unfoldable", "rank",
     "start", "step",
 ]  # fmt: skip

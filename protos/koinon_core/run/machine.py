@@ -30,7 +30,7 @@ from koinon_core.run.facts import (
     Tick,
     Unfoldable,
 )  # fmt: skip
-from koinon_core.run.orders import Finish, Open, Order, Status
+from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 from koinon_core.spec import RunSpec
 
 __all__ = ["Moved", "Run", "Standing", "rank", "start", "step"]
@@ -207,8 +207,7 @@ def _eligible(run: Run, client: str) -> bool:
 def _answered(run: Run, at: float, client: str, number: int, digest: str) -> Moved:
     run = _renew(run, client, at)
     if run.round is None or run.number != number:
-        late = effects.Receipt(client, number, "NOT_COUNTED", f"late: round {number} is over")
-        return Moved(run, (), (late,))
+        return Moved(run, (), (Recall(client, number),))
     return _feed(run, events.Heard(at, client, "update", digest))
 
 

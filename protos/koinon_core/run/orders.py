@@ -5,7 +5,7 @@ from typing import Literal
 
 from koinon_core.round import effects
 
-__all__ = ["Finish", "Open", "Order", "Status"]
+__all__ = ["Finish", "Open", "Order", "Recall", "Status"]
 
 Status = Literal["running", "paused", "finished", "failed", "cancelled"]
 
@@ -25,4 +25,12 @@ class Finish:
     reason: str
 
 
-Order = Open | Finish | effects.Effect
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """A device asks what became of its update of a round that is over: tell it what was stored."""
+
+    client: str
+    round: int
+
+
+Order = Open | Recall | Finish | effects.Effect
