@@ -1,7 +1,10 @@
 """A strategy of your own: the server goes only part of the way towards the devices' mean.
 
-    koinon-coordinator serve --plugin half_step                       # where this file is on the path
-    koinon client quickstart.py --run mine --plugin half_step
+    cd examples
+    koinon-coordinator serve --plugin half_step &
+    koinon client quickstart.py --run mine --name a --plugin half_step &
+    koinon client quickstart.py --run mine --name b --plugin half_step &
+    python quickstart.py model
     koinon run create mine --model init.safetensors --strategy 'half_step.HalfStep(share=0.5)' --plugin half_step
 
 Both ends load the module; only its name and fields travel, never its code.

@@ -1,12 +1,15 @@
 """A device: your model, your loop, four lines of Koinon.
 
     koinon-coordinator serve &
-    python quickstart.py create          # submits the run "quickstart" with this file's model
-    python quickstart.py client-0        # a device; start two or more of them
+    python quickstart.py create                      # submits the run "quickstart" with this file's model
+    koinon client quickstart.py --name client-0      # a device; start two or more of them, before or after
+
+`python quickstart.py model` writes the first model to init.safetensors, for `koinon run create`.
 
 Every device draws its own toy data here; put your loader in `data_of`.
 """
 
+import os
 import sys
 
 import torch
@@ -14,7 +17,7 @@ from torch import nn
 
 import koinon
 
-ADDRESS, RUN = "127.0.0.1:8440", "quickstart"
+RUN = "quickstart"
 
 
 def make_model() -> nn.Module:
@@ -54,8 +57,12 @@ def make_run(**settings) -> koinon.Run:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["create"]:
-        make_run().create(ADDRESS)
+        make_run().create()
+    elif sys.argv[1:] == ["model"]:
+        from safetensors.torch import save_file
+
+        save_file(make_model().state_dict(), "init.safetensors")
     else:
-        with koinon.join(ADDRESS, run=RUN, name=sys.argv[1] if sys.argv[1:] else None) as session:
+        with koinon.join(run=os.environ.get("KOINON_RUN", RUN), wait=60) as session:
             client(session)
         print(f"the run {session.status}: {session.reason}")

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from koinon_core import __version__
 
 if TYPE_CHECKING:
+    from koinon.adapt import load_weights
     from koinon.run import Run, RunHandle
     from koinon.session import Session, join
-    from koinon.simulation import Simulated, simulate
+    from koinon.simulation import Faults, Simulated, simulate
     from koinon.task import Task
     from koinon_core.errors import (
         BadUpdate,
@@ -66,7 +67,8 @@ if TYPE_CHECKING:
 _WHERE = {
     "koinon.run": ("Run", "RunHandle"),
     "koinon.session": ("Session", "join"),
-    "koinon.simulation": ("Simulated", "simulate"),
+    "koinon.adapt": ("load_weights",),
+    "koinon.simulation": ("Faults", "Simulated", "simulate"),
     "koinon.task": ("Task",),
     "koinon_core.errors": (
         "BadUpdate", "Conflict", "KoinonError", "LocalProtocolError", "NotFound", "ProtocolError",
@@ -82,11 +84,50 @@ _WHERE = {
 _LAZY = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "Agg", "BadUpdate", "Base", "Clip", "Conflict", "FedAdam", "FedAvg", "FedAvgM", "FedBN", "FedProx",
-    "KoinonError", "LocalProtocolError", "Need", "NotFound", "Pass", "Plan", "ProtocolError", "Prox", "Pull",
-    "RemoteProtocolError", "Rng", "RoundAborted", "Run", "RunEnded", "RunHandle", "Scaffold", "Schema", "Session",
-    "Simulated", "State", "Strategy", "Task", "Tensors", "Unavailable", "Up", "UsageError", "Work", "__version__",
-    "chain", "join", "register", "simulate",
+    "Agg",
+    "BadUpdate",
+    "Base",
+    "Clip",
+    "Conflict",
+    "Faults",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedBN",
+    "FedProx",
+    "KoinonError",
+    "LocalProtocolError",
+    "Need",
+    "NotFound",
+    "Pass",
+    "Plan",
+    "ProtocolError",
+    "Prox",
+    "Pull",
+    "RemoteProtocolError",
+    "Rng",
+    "RoundAborted",
+    "Run",
+    "RunEnded",
+    "RunHandle",
+    "Scaffold",
+    "Schema",
+    "Session",
+    "Simulated",
+    "State",
+    "Strategy",
+    "Task",
+    "Tensors",
+    "Unavailable",
+    "Up",
+    "UsageError",
+    "Work",
+    "__version__",
+    "chain",
+    "join",
+    "load_weights",
+    "register",
+    "simulate",
 ]  # fmt: skip
 
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from koinon.models import ArrayModel, Model
 from koinon_core.errors import UsageError
+from koinon_core.tensors import Tensors
 
-__all__ = ["adapt"]
+__all__ = ["adapt", "load_weights"]
 
 
 def adapt(model: Any) -> Model:
@@ -26,3 +27,10 @@ def adapt(model: Any) -> Model:
     raise UsageError(
         f"a {type(model).__name__} cannot be federated; pass a torch.nn.Module or a dict of numpy arrays"
     )
+
+
+def load_weights(model: Any, weights: Tensors) -> None:
+    """Put a run's model (`RunHandle.model()`, `Simulated.model`) into a torch module or a dict of arrays, in place."""
+    adapted = adapt(model)
+    adapted.schema.check(weights, "what is loaded")
+    adapted.load(weights)

@@ -17,6 +17,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # not every goodbye on the ter
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -37,6 +38,7 @@ from koinon_core.wire.v1 import fleet_pb2 as pb
 __all__ = ["CHANNEL_OPTIONS", "GrpcLink", "Link", "Receiver", "error_of", "stub"]
 
 T = TypeVar("T")
+_log = logging.getLogger("koinon")
 _FIRST_PIECE, _LAST_PIECE = 64 * 1024, TILE
 _BACKOFF_CAP = 2.0
 _CLOSE_WAIT = 5.0
@@ -130,6 +132,7 @@ class GrpcLink:
         self._uploads: dict[str, asyncio.Task[None]] = {}
         self._progress = time.monotonic()
         self._failure: KoinonError | None = None
+        self._online_before = False
         self._receiver: Receiver | None = None
 
     # -- called by the session --------------------------------------------------------------------------------
@@ -227,6 +230,9 @@ class GrpcLink:
                     raise error from raised
             finally:
                 self._online.clear()
+            if self._online_before:
+                _log.warning("the stream to %s is gone; it is tried again", self.address)
+            self._online_before = False
             failures = 1 if self._loop.time() - started > _BACKOFF_CAP else failures + 1
             # Full jitter: a fleet that lost its coordinator must not come back in step.
             pause = random.uniform(0, min(_BACKOFF_CAP, 0.05 * 2**failures))  # noqa: S311
@@ -255,6 +261,7 @@ class GrpcLink:
                 for message in response.messages:
                     self._receiver.heard(message)
                     if message.HasField("joined"):
+                        self._online_before = True
                         self._online.set()  # only now does the coordinator know what this device may move
         finally:
             for task in (writer, pulse, hang_up):

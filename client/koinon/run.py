@@ -1,6 +1,7 @@
 """A run as its author writes it down: a model, a strategy, and settings; to be created at a coordinator or
 simulated."""
 
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class Run:
         strategy = FedAvg() if strategy is None else strategy
         if isinstance(strategy, str):
             strategy = recipe.parse(strategy)
+        if isinstance(strategy, type):
+            raise UsageError(
+                f"strategy is the class {strategy.__name__}; did you mean {strategy.__name__}()?"
+            )
         self.model, schema = read_model(model)
         self.spec = RunSpec.make(
             name=name or f"run-{uuid.uuid4().hex[:8]}", strategy=recipe.dump(strategy), schema=schema.to_json(),
@@ -41,10 +46,14 @@ class Run:
         )  # fmt: skip
         self.spec.check()
 
-    def create(self, address: str) -> "RunHandle":
-        """Submit it to the coordinator at `address`."""
+    def __repr__(self) -> str:
+        return f"Run({self.spec.name!r}, {recipe.show(self.spec.strategy)}, rounds={self.spec.rounds})"
+
+    def create(self, address: str | None = None) -> "RunHandle":
+        """Submit it to the coordinator at `address` (default: KOINON_ADDRESS, or this machine's)."""
         from koinon.operator import Operator
 
+        address = address or os.environ.get("KOINON_ADDRESS") or "127.0.0.1:8440"
         with Operator(address) as operator:
             info = operator.create(self.spec, self.model)
         return RunHandle(address, info.id, self.spec.name)

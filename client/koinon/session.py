@@ -9,6 +9,7 @@ The loop runs on the owner's thread; receipts and cancellations come in on the l
 `member` machine under one lock, so that the device's state is committed on COUNTED and on nothing else.
 """
 
+import logging
 import os
 import queue
 import socket
@@ -26,6 +27,7 @@ from koinon.work import Workbench
 from koinon_core.errors import (
     BadBlob,
     KoinonError,
+    NotFound,
     Unavailable,
     UsageError,
 )  # fmt: skip
@@ -42,6 +44,7 @@ from koinon_core.wire.v1 import fleet_pb2 as pb
 __all__ = ["Session", "join"]
 
 _CONNECT_TIMEOUT = 10.0
+_log = logging.getLogger("koinon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,13 @@ _News = pb.Ask | _Ended | KoinonError
 
 def join(
     address: str | None = None, *, run: str | None = None, name: str | None = None,
-    plugins: tuple[str, ...] | list[str] = (), timeout: float = _CONNECT_TIMEOUT,
+    plugins: tuple[str, ...] | list[str] = (), timeout: float = _CONNECT_TIMEOUT, wait: float = 0.0,
 ) -> "Session":  # fmt: skip
     """Take part in `run` at the coordinator `address` (HOST:PORT), as the device `name`.
 
     What is not given is taken from KOINON_ADDRESS, KOINON_RUN, KOINON_NAME (default: this host's name and the
-    process) and KOINON_PLUGINS (comma-separated). Raises Unavailable if nobody answers within `timeout` seconds,
+    process) and KOINON_PLUGINS (comma-separated). `wait` is how many seconds to wait for a run that does not exist
+    yet (default: KOINON_WAIT, or 0: not at all). Raises Unavailable if nobody answers within `timeout` seconds,
     NotFound for an unknown run, and NotFound naming the strategy if this device does not have the run's.
     """
     from koinon.link import GrpcLink
@@ -71,9 +75,10 @@ def join(
         raise UsageError("say which run to join: koinon.join(address, run=NAME), or set KOINON_RUN")
     client = name or os.environ.get("KOINON_NAME") or f"{socket.gethostname()}-{os.getpid()}"
     load_plugins([*plugins, *filter(None, os.environ.get("KOINON_PLUGINS", "").split(","))])
-    session = Session(GrpcLink(address, client), run, client)
+    wait = wait or float(os.environ.get("KOINON_WAIT") or 0.0)
+    session = Session(GrpcLink(address, client), run, client, wait=wait > 0)
     try:
-        session.open(timeout, address)
+        session.open(timeout, wait, address)
     except BaseException:
         session.close()
         raise
@@ -83,17 +88,18 @@ def join(
 class Session:
     """This device in one run. Made by `join`; a context manager, so that what goes wrong is reported."""
 
-    def __init__(self, link: Any, run: str, client: str):
+    def __init__(self, link: Any, run: str, client: str, *, wait: bool = False):
         self.client = client
         """This device's name."""
         self.status, self.reason = "", ""
         """How the run ended, once it has: "finished", "failed" or "cancelled", and why."""
-        self._link, self._run_name, self._run = link, run, ""
+        self._link, self._run_name, self._run, self._wait = link, run, "", wait
         self._spec: RunSpec | None = None
         self._half: LocalHalf | None = None
         self._lock = threading.RLock()
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._joined = threading.Event()
+        self._attended = False
         self._refused: KoinonError | None = None
         self._member = Member()
         self._asks: dict[int, pb.Ask] = {}
@@ -106,14 +112,19 @@ class Session:
 
     # -- opening and closing ----------------------------------------------------------------------------------
 
-    def open(self, timeout: float, address: str) -> None:
+    def open(self, timeout: float, wait: float, address: str) -> None:
         """Connect and join; called by `join`."""
         self._link.start(self)
         if not self._joined.wait(timeout):
-            raise Unavailable(
-                f"no coordinator answers at {address} within {timeout:g} s; check the address and that "
-                "`koinon-coordinator serve` is running there"
-            )
+            if not self._attended:
+                raise Unavailable(
+                    f"no coordinator answers at {address} within {timeout:g} s; check the address and that "
+                    "`koinon-coordinator serve` is running there"
+                )
+            if not self._joined.wait(max(0.0, wait - timeout)):
+                raise NotFound(
+                    f"there was no run {self._run_name!r} at {address} within {max(timeout, wait):g} s"
+                )
         self.joined_or_raise()
 
     def joined_or_raise(self) -> bool:
@@ -238,7 +249,9 @@ class Session:
 
     def connected(self) -> None:
         """The link has a stream (again): join, and say again what may be lost."""
-        self._link.send(pb.DeviceMessage(join=pb.Join(run=self._run or self._run_name)))
+        self._attended = True
+        _log.info("%s attends; it joins run %s", self.client, self._run_name)
+        self._link.send(pb.DeviceMessage(join=pb.Join(run=self._run or self._run_name, wait=self._wait)))
         if self._run:
             with self._lock:
                 self._step(member.Reconnected())
@@ -305,6 +318,7 @@ class Session:
             self._say_leave(0, "DECLINED", f"this device cannot take part: {error}")
             self._refuse(error)
             return
+        _log.info("%s is in run %s and waits for work", self.client, spec.name)
         self._run, self._spec, self._half = joined.run, spec, LocalHalf(strategy, layout)
         self._joined.set()
 
@@ -350,3 +364,4 @@ class Session:
         self._pending = None
         if self._task is not None:
             self._task.outcome = outcome
+        _log.info("%s: round %s: %s", self.client, self._member.round or "", outcome)

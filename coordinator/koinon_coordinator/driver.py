@@ -326,9 +326,8 @@ class Driver:
                 case effects.Close(number, counted, reason):
                     self._staged.clear()
                     self._bytes_down.pop(number, None)
-                    self._log.info(
-                        "round closed" if counted else "round abandoned", round=number, reason=reason
-                    )
+                    kept = {"reason": reason} if reason else {}
+                    self._log.info("round closed" if counted else "round abandoned", round=number, **kept)
                 case runs.Finish(status, reason):
                     self._log.info("run ended", status=status, reason=reason)
                     ended = self._ended()

@@ -35,6 +35,7 @@ from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
 from koinon_core.spec import RunSpec
 from koinon_core.update import Head
+from koinon_core.wire import convert
 from koinon_core.wire.convert import INLINE
 
 __all__ = ["Federation"]
@@ -61,6 +62,7 @@ class Federation:
         self.rows: dict[str, RunRow] = {}
         self.aside: dict[str, KoinonError] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        self._awaiting: list[tuple[Connection, str]] = []
         self._stopped = False
         self._driving: dict[str, asyncio.Task[None]] = {}
 
@@ -137,8 +139,18 @@ class Federation:
         await self.db(self.store.create_run, change, self.clock())
         await self._drive(run, plan)
         await self._read_rows()  # only now can devices find it: their offers need its driver
+        self._call_in(spec.name)
         _log.info("run created", run=spec.name, id=run.id)
         return run
+
+    def _call_in(self, name: str) -> None:
+        """The run that some devices wait for is there."""
+        called = [c for c, awaited in self._awaiting if awaited == name]
+        self._awaiting = [(c, awaited) for c, awaited in self._awaiting if awaited != name]
+        for connection in called:
+            row = self.join(connection, name)
+            assert row is not None
+            connection.send(convert.joined(row.id, row.spec))
 
     def find(self, name: str) -> RunRow:
         """The run by its name or its id; NotFound lists those there are."""
@@ -221,8 +233,11 @@ class Federation:
     async def see(self, connection: Connection, version: str) -> None:
         await self.db(self.store.see_device, connection.client, version[:32], self.clock())
 
-    def join(self, connection: Connection, name: str) -> RunRow:
-        """A device enters a run."""
+    def join(self, connection: Connection, name: str, wait: bool = False) -> RunRow | None:
+        """A device enters a run; None if there is none yet and it waits for it."""
+        if wait and not any(name in (row.name, row.id) for row in self.rows.values()):
+            self._awaiting.append((connection, name))
+            return None
         row = self.find(name)
         connection.runs.add(row.id)
         self._driver(connection, row.id)
@@ -249,6 +264,7 @@ class Federation:
 
     def gone(self, connection: Connection) -> None:
         """A device's stream ended."""
+        self._awaiting = [(c, name) for c, name in self._awaiting if c is not connection]
         for run in connection.runs:
             if run in self.drivers:
                 self.drivers[run].tell(runs.Gone(self.clock(), connection.client))

@@ -187,10 +187,10 @@ class Service:
             raise RemoteProtocolError(f"there is no round {m.round}")
         match kind:
             case "join":
-                row = federation.join(connection, m.run)
-                joined = fleet_pb2.Joined(run=row.id, spec=row.spec)
-                connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(joined=joined)))
-                self._tell_if_over(connection, row.id)
+                row = federation.join(connection, m.run, m.wait)
+                if row is not None:
+                    connection.send(convert.joined(row.id, row.spec))
+                    self._tell_if_over(connection, row.id)
             case "offer":
                 federation.offer(connection, m.run, m.evaluates, m.engaged)
                 self._tell_if_over(connection, m.run)  # it may have ended between the two

@@ -36,7 +36,8 @@ class RunSpec:
     schema          the model's, as JSON
     rounds          rounds that make a model; abandoned ones do not count
     min_clients     the quorum: no sum over fewer devices
-    clients         devices whose updates a round waits for; None: all that are attached when it opens
+    clients         devices whose updates a round waits for; None: all that are attached when it opens, and in the
+                    first round all that come within join_wait
     max_clients     the most devices a round may have where `clients` is not set (the exact sum is sized for it)
     over_selection  ask this many times `clients`, and take the first that answer
     join_wait       how long a round waits for `clients` once `min_clients` have joined
@@ -58,7 +59,7 @@ class RunSpec:
     clients: int | None = None
     max_clients: int = 1024
     over_selection: float = 1.0
-    join_wait: float = 5.0
+    join_wait: float = 2.0
     deadline: float = 600.0
     lease: float = 60.0
     aggregation: Aggregation = "open"

@@ -119,7 +119,7 @@ def test_show_and_why_tell_rounds_and_incidents_in_the_devices_own_words(cli: Cl
         assert "no [/bold] [thanks] [/]" in told
     shown = cli("show", digits)
     assert "digits is finished, 2 of 2 rounds closed" in shown
-    assert re.search(r"1 +train +closed +2/2", shown)
+    assert re.search(r"1 +closed +2/2", shown)
     value = cli.json("show", digits)
     assert [r["kind"] for r in value["rounds"]] == ["train", "train", "evaluate"]
     assert value["rounds"][0]["bytes_up"] > 0

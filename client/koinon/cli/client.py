@@ -1,5 +1,6 @@
 """`koinon client`: run an owner's script as a device."""
 
+import logging
 import os
 import runpy
 import sys
@@ -21,12 +22,19 @@ def client(
     address: Address = "127.0.0.1:8440",
     run: Annotated[str | None, typer.Option(help="The run to join.", envvar="KOINON_RUN")] = None,
     name: Annotated[str | None, typer.Option(help="This device's name.", envvar="KOINON_NAME")] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for a run that does not exist yet.")
+    ] = 86400,
     plugin: Annotated[
         list[str] | None, typer.Option(help="A module with your own strategies; may be repeated.")
     ] = None,
 ) -> None:
-    """Run SCRIPT so that its `koinon.join()` finds the coordinator, the run and your plugins by itself."""
-    given = {"KOINON_ADDRESS": address, "KOINON_RUN": run, "KOINON_NAME": name}
+    """Run SCRIPT so that its `koinon.join()` finds the coordinator, the run and your plugins by itself.
+
+    What the script names itself (koinon.join(run=...)) goes before. Other arguments are the script's.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    given = {"KOINON_ADDRESS": address, "KOINON_RUN": run, "KOINON_NAME": name, "KOINON_WAIT": str(wait)}
     os.environ.update({key: value for key, value in given.items() if value})
     if plugin:
         os.environ["KOINON_PLUGINS"] = ",".join(plugin)

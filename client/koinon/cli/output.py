@@ -36,12 +36,12 @@ def moment(seconds: float) -> str:
     """A point in time, in this machine's zone; empty for 0."""
     if not seconds:
         return ""
-    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%m-%d %H:%M:%S")
 
 
 def elapsed(start: float, end: float) -> str:
     """Seconds between two points in time; empty where one is missing."""
-    return f"{end - start:.2f}" if start and end else ""
+    return f"{max(0.0, end - start):.2f}" if start and end else ""
 
 
 def as_dict(message: Message) -> dict[str, Any]:

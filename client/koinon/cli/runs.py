@@ -35,7 +35,7 @@ def create(
         int | None, typer.Option(help="Devices that a round waits for; default: all attached.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Settings as TOML; your own for the devices under [config].")
+        Path | None, typer.Option(help="Settings as TOML; your own for the devices under \\[config].")
     ] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="A module with your own strategies.")] = None,
     address: Address = _LOCAL,
@@ -90,11 +90,10 @@ def list_runs(address: Address = _LOCAL, json: AsJson = False) -> None:
     for column in ("name", "status", "rounds", "devices", "created"):
         table.add_column(column, no_wrap=True)
     table.add_column("note")
-    table.add_column("strategy", overflow="fold")
     for run in runs:
         table.add_row(
             run.name, run.status, f"{run.rounds_closed}/{run.rounds}", str(run.devices), moment(run.created_at),
-            run.waiting_for or run.reason, run.strategy,
+            run.waiting_for or ("" if run.status == "finished" else run.reason),
         )  # fmt: skip
     console().print(table)
 
@@ -166,22 +165,27 @@ def _participants_table(got: pb.GetResponse, number: int) -> Table:
 
 
 def _rounds_table(rounds: Any) -> Table:
-    table = Table(
-        "round", "kind", "status", "counted", "up", "down", "join s", "work s", "sum s", "metrics", box=None
-    )
+    table = Table(box=None)
+    for column in ("round", "status", "counted", "up", "down", "join+work+sum s"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("metrics")
     for r in rounds:
         counted = sum(p.status == "counted" for p in r.participants)
-        metrics = "  ".join(
-            f"{k.removeprefix('eval.')} {v:.4g}"
-            for k, v in sorted(r.metrics.items())
-            if k.startswith("eval.")
-        )
+        phases = (
+            elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at), elapsed(r.folding_at, r.closed_at),
+        )  # fmt: skip
         table.add_row(
-            str(r.number), r.kind, r.status, f"{counted}/{len(r.participants)}", size(r.bytes_up), size(r.bytes_down),
-            elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at),
-            elapsed(r.folding_at, r.closed_at), metrics,
+            str(r.number), r.status if r.kind == "train" else "evaluation", f"{counted}/{len(r.participants)}",
+            size(r.bytes_up), size(r.bytes_down), "+".join(filter(None, phases)), _metrics(r),
         )  # fmt: skip
     return table
+
+
+def _metrics(r: pb.RoundInfo) -> str:
+    """What was measured: `train.` in the round, `eval.` of the model that it made."""
+    return "  ".join(
+        f"{k} {v:.4g}" for k, v in sorted(r.metrics.items()) if k.startswith(("eval.", "train."))
+    )
 
 
 @app.command(epilog="Example: koinon run watch digits")
@@ -205,7 +209,7 @@ def watch(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
                     end = f": it {r.reason}" if r.reason else ""
                     out.print(
                         f"round {r.number} {r.kind} {r.status}{end}, {counted} counted, {size(r.bytes_up)} up, "
-                        f"{size(r.bytes_down)} down, {elapsed(r.opened_at, r.closed_at)} s"
+                        f"{size(r.bytes_down)} down, {elapsed(r.opened_at, r.closed_at)} s  {_metrics(r)}"
                     )
             run = seen.run
             if not json and run.waiting_for != waiting and "have joined" in run.waiting_for:

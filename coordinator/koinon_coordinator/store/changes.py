@@ -233,7 +233,7 @@ def participants(r: Round) -> Iterable[tuple[str, str, str]]:
         elif r.stage == "update":
             yield client, "asked", ""
         else:
-            yield client, "late", r.reason
+            yield client, "cancelled" if r.stage == "abandoned" else "late", r.reason
 
 
 def see_device(tx: Connection, name: str, version: str, at: float) -> None:

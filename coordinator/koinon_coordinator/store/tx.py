@@ -30,7 +30,11 @@ class Database:
     def __init__(self, url: str):
         try:
             self.engine: Engine = create_engine(url)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                f"--db {url!r}: this version keeps its runs in SQLite only (sqlite:///FILE)"
+            ) from error
+        except (ArgumentError, NoSuchModuleError) as error:
             raise StoreError(
                 f"--db {url!r} is not a database this coordinator can use ({error}); "
                 "write for example sqlite:///koinon.db"

@@ -230,7 +230,9 @@ def _tick(run: Run, at: float) -> Moved:
 
 def _opening(run: Run, fact: Opening) -> Moved:
     spec, attached = run.spec, [c for c in run.devices if run.kind == "train" or run.devices[c].evaluates]
-    goal = spec.clients or min(spec.max_clients, max(spec.min_clients, len(attached)))
+    # Before any model was made nobody knows how many will come: the first round waits a moment for whoever does.
+    expected = len(attached) if run.closed else spec.max_clients
+    goal = spec.clients or min(spec.max_clients, max(spec.min_clients, expected))
     quorum = spec.min_clients
     if run.kind == "evaluate":
         goal, quorum = max(1, min(goal, len(attached))), 1

@@ -11,7 +11,8 @@ from koinon_core.update import Head
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = [
-    "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "envelope", "head_from", "head_to", "hello", "receipt",
+    "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "envelope", "head_from", "head_to", "hello", "joined",
+    "receipt",
     "trouble", "trouble_from", "verdict_from",
 ]  # fmt: skip
 
@@ -55,6 +56,11 @@ def content(data: bytes, digest: str | None = None) -> pb.Content:
 def envelope(message: pb.CoordinatorMessage) -> bytes:
     """One message for the stream, encoded; several such may be joined byte to byte."""
     return pb.AttendResponse(messages=[message]).SerializeToString()
+
+
+def joined(run: str, spec: bytes) -> bytes:
+    """What a device hears when a run lets it in."""
+    return envelope(pb.CoordinatorMessage(joined=pb.Joined(run=run, spec=spec)))
 
 
 def head_to(head: Head) -> pb.Head:

@@ -87,10 +87,12 @@ class Welcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "wait")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    wait: bool
+    def __init__(self, run: _Optional[str] = ..., wait: bool = ...) -> None: ...
 
 class Joined(_message.Message):
     __slots__ = ("run", "spec")
