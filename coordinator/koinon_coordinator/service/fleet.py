@@ -1,0 +1,186 @@
+"""What devices call: their stream, and blobs in both directions."""
+
+from __future__ import annotations  # gRPC's types take parameters in their stubs only
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+
+from koinon_coordinator.federation import Federation
+from koinon_coordinator.roster import Connection
+from koinon_coordinator.service.calls import Context, Table
+from koinon_core import PROTOCOL, __version__
+from koinon_core.errors import (
+    BadBlob,
+    KoinonError,
+    NotFound,
+    RemoteProtocolError,
+    StoreError,
+)  # fmt: skip
+from koinon_core.wire import convert
+from koinon_core.wire.methods import BLOBS, FLEET, TOKEN_KEY
+from koinon_core.wire.v1 import blobs_pb2, fleet_pb2
+
+__all__ = ["Fleet"]
+
+_log = structlog.get_logger("koinon.service")
+_PIECE = 1 << 20
+_MOST_ROUNDS = (1 << 63) - 1  # what a database can hold
+
+
+class Fleet:
+    """The devices' handlers."""
+
+    def __init__(self, federation: Federation):
+        self._federation = federation
+
+    @property
+    def table(self) -> Table:
+        return {
+            FLEET.ATTEND: self.attend, BLOBS.DOWNLOAD: self.download, BLOBS.UPLOAD: self.upload,
+            BLOBS.STAT: self.stat,
+        }  # fmt: skip
+
+    async def attend(
+        self, requests: AsyncIterator[fleet_pb2.AttendRequest], context: Context
+    ) -> AsyncIterator[bytes]:
+        """One device's stream: its messages are read in a task of their own, its outbox is written here."""
+        first = await anext(aiter(requests), None)
+        if first is None or len(first.messages) != 1 or not first.messages[0].HasField("hello"):
+            raise RemoteProtocolError("a stream begins with a hello")
+        hello = first.messages[0].hello
+        convert.check_hello(hello)
+        connection = self._federation.roster.attach(hello.client, hello.instance)
+        reader = asyncio.create_task(self._read(connection, requests))
+        try:
+            await self._federation.see(connection, hello.version)
+            welcome = fleet_pb2.Welcome(protocol=PROTOCOL, version=__version__, token=connection.token)
+            yield convert.envelope(fleet_pb2.CoordinatorMessage(welcome=welcome))
+            while message := await connection.next():
+                yield message
+        finally:
+            reader.cancel()
+            if self._federation.roster.detach(connection):
+                self._federation.gone(connection)
+
+    async def _read(self, connection: Connection, requests: AsyncIterator[fleet_pb2.AttendRequest]) -> None:
+        """Until the device hangs up. What it says wrong is told to it, and costs nobody else."""
+        try:
+            async for request in requests:
+                for message in request.messages:
+                    await self._hear_one(connection, message)
+        except Exception:
+            _log.exception("reading a device's stream failed", client=connection.client)
+        finally:
+            connection.cut()
+
+    async def _hear_one(self, connection: Connection, message: fleet_pb2.DeviceMessage) -> None:
+        kind = message.WhichOneof("says") or ""
+        said = getattr(message, kind) if kind else None
+        try:
+            await self._hear(connection, kind, said)
+        except StoreError as error:
+            _log.error("a message could not be stored", client=connection.client, reason=str(error))
+            connection.cut()  # it comes back and says it again
+        except KoinonError as error:
+            _log.info("a message was refused", client=connection.client, kind=kind, reason=str(error))
+            connection.send(convert.envelope(convert.trouble(getattr(said, "run", ""), error)))
+
+    async def _hear(self, connection: Connection, kind: str, m: Any) -> None:
+        federation = self._federation
+        if getattr(m, "round", 0) > _MOST_ROUNDS:
+            raise RemoteProtocolError(f"there is no round {m.round}")
+        match kind:
+            case "join":
+                row = federation.join(connection, m.run, m.wait)
+                if row is not None:
+                    connection.send(convert.joined(row.id, row.spec))
+                    self._tell_if_over(connection, row.id)
+            case "offer":
+                federation.offer(connection, m.run, m.evaluates, m.engaged)
+                self._tell_if_over(connection, m.run)  # it may have ended between the two
+            case "answer":
+                said = await federation.answer(
+                    connection, m.run, m.round, m.terms_digest, m.update.digest, m.update.inline, m.update.size,
+                    convert.head_from(m.head),
+                )  # fmt: skip
+                if said is not None:
+                    connection.send(convert.envelope(convert.receipt(m.run, m.round, *said)))
+            case "leave":
+                federation.leave(connection, m.run, m.round, _plain(m.code[:32]), _plain(m.detail[:2000]))
+            case "progress":
+                federation.progress(connection, m.run)
+            case _:
+                raise RemoteProtocolError(f"a message of an unknown kind {kind!r} came from this device")
+
+    def _tell_if_over(self, connection: Connection, run: str) -> None:
+        row = self._federation.ended(run)
+        if row is not None:
+            ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
+            connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended)))
+
+    def _connection(self, context: Context) -> Connection:
+        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        connection = self._federation.roster.by_token(str(metadata.get(TOKEN_KEY, "")))
+        if connection is None:
+            raise RemoteProtocolError("only an attached device may move blobs; attend first")
+        return connection
+
+    async def download(
+        self, request: blobs_pb2.DownloadRequest, context: Context
+    ) -> AsyncIterator[blobs_pb2.DownloadResponse]:
+        """A content that the terms of one of the device's open rounds name, from an offset on."""
+        driver = self._federation.may_download(self._connection(context), request.digest)
+        if driver is None:
+            raise NotFound("no open round of this device names that content")
+        number = driver.run.number
+        window, size = await self._federation.db(self._federation.store.window, request.digest)
+        offset = request.offset
+        while offset < size:
+            data = await self._federation.db(window, offset, _PIECE)
+            if not data:
+                raise BadBlob("a blob ends before its size; it is damaged at the coordinator")
+            offset += len(data)
+            driver.count_down(number, len(data))
+            yield blobs_pb2.DownloadResponse(data=bytes(data))
+
+    async def upload(
+        self, requests: AsyncIterator[blobs_pb2.UploadRequest], context: Context
+    ) -> blobs_pb2.UploadResponse:
+        """An update's bytes, from the offset that `stat` gave on; what arrived stays when the link is cut."""
+        connection = self._connection(context)
+        first = await anext(aiter(requests), None)
+        if first is None or not first.HasField("start"):
+            raise RemoteProtocolError("an upload begins with its start")
+        start, federation = first.start, self._federation
+        federation.may_upload(connection, start.run, start.round, start.size)
+        blobs = federation.store.blobs
+        incoming = await federation.db(blobs.receive, start.digest, start.size, connection.client)
+        if incoming is None:
+            return blobs_pb2.UploadResponse(offset=start.size, complete=True)
+        try:
+            if start.offset != incoming.offset:
+                raise BadBlob(
+                    f"the upload goes on at byte {start.offset}, but {incoming.offset} bytes are here"
+                )
+            async for request in requests:
+                await federation.db(incoming.write, request.data)
+                federation.progress(connection, start.run)
+            if incoming.offset == start.size:
+                await federation.db(incoming.finish)
+                return blobs_pb2.UploadResponse(offset=start.size, complete=True)
+            return blobs_pb2.UploadResponse(offset=incoming.offset, complete=False)
+        finally:
+            await federation.db(incoming.supersede)
+
+    async def stat(self, request: blobs_pb2.StatRequest, context: Context) -> blobs_pb2.StatResponse:
+        connection, blobs = self._connection(context), self._federation.store.blobs
+        offset = await self._federation.db(blobs.received, request.digest, connection.client)
+        return blobs_pb2.StatResponse(offset=offset)
+
+
+def _plain(text: str) -> str:
+    """A device's words without what could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,146 @@
+"""What operators call: runs, created, listed, followed, controlled and exported."""
+
+from __future__ import annotations  # gRPC's types take parameters in their stubs only
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from koinon_coordinator.federation import Federation
+from koinon_coordinator.service.calls import Context, Table
+from koinon_coordinator.store import RoundRow, RunRow
+from koinon_core.errors import (
+    NotFound,
+    UsageError,
+)  # fmt: skip
+from koinon_core.spec import RunSpec
+from koinon_core.strategy import recipe
+from koinon_core.wire.methods import RUNS
+from koinon_core.wire.v1 import runs_pb2
+
+__all__ = ["Runs"]
+
+_PIECE = 1 << 20
+_WATCH_EVERY = 0.1
+_MODEL_LIMIT = 64 << 30
+_MOST_ROUNDS = (1 << 63) - 1  # what a database can hold
+
+
+class Runs:
+    """The operators' handlers."""
+
+    def __init__(self, federation: Federation):
+        self._federation = federation
+
+    @property
+    def table(self) -> Table:
+        return {
+            RUNS.CREATE: self.create, RUNS.LIST: self.list_runs, RUNS.GET: self.get, RUNS.WATCH: self.watch,
+            RUNS.CONTROL: self.control, RUNS.EXPORT: self.export,
+        }  # fmt: skip
+
+    async def create(
+        self, requests: AsyncIterator[runs_pb2.CreateRequest], context: Context
+    ) -> runs_pb2.CreateResponse:
+        spec: RunSpec | None = None
+        model = bytearray()
+        async for request in requests:
+            if request.HasField("spec"):
+                spec = RunSpec.decode(request.spec)
+            elif spec is None:
+                raise UsageError("a run's spec comes before its model")
+            else:
+                model += request.model
+                if len(model) > min(_MODEL_LIMIT, 2 * spec.model.nbytes + (1 << 20)):
+                    raise UsageError("the first model is larger than its schema says")
+        if spec is None:
+            raise UsageError("a run needs a spec")
+        run = await self._federation.create(spec, bytes(model))
+        return runs_pb2.CreateResponse(run=self._info(self._federation.find(run.id)))
+
+    async def list_runs(self, request: runs_pb2.ListRequest, context: Context) -> runs_pb2.ListResponse:
+        rows = sorted(self._federation.rows.values(), key=lambda row: row.created_at)
+        return runs_pb2.ListResponse(runs=[self._info(row) for row in rows])
+
+    async def get(self, request: runs_pb2.GetRequest, context: Context) -> runs_pb2.GetResponse:
+        federation = self._federation
+        row = federation.find(request.run)
+        rounds = await federation.rounds(row.id)
+        incidents = await federation.db(federation.store.incidents, row.id)
+        version = await federation.db(federation.store.latest_model, row.id)
+        return runs_pb2.GetResponse(
+            run=self._info(row), spec=row.spec, rounds=[_round(r) for r in rounds],
+            incidents=[
+                runs_pb2.Incident(at=i.at, client=i.client, round=i.round, code=i.code, message=i.message)
+                for i in incidents
+            ],
+            attached=federation.attached(row.id), model_digest=version.digest,
+        )  # fmt: skip
+
+    async def watch(
+        self, request: runs_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[runs_pb2.WatchResponse]:
+        federation = self._federation
+        row = federation.find(request.run)
+        driver = federation.drivers.get(row.id)
+        changed = driver.watch() if driver else asyncio.Event()
+        try:
+            since = 0
+            while True:
+                changed.clear()
+                info = self._info(federation.find(row.id))
+                rounds = await federation.rounds(row.id, since)
+                yield runs_pb2.WatchResponse(run=info, rounds=[_round(r) for r in rounds])
+                if not federation.lives(row.id):
+                    return
+                # An evaluation of the model before the open round may still come in.
+                since = max(0, max((r.number for r in rounds), default=0) - 2)
+                await changed.wait()
+                await asyncio.sleep(_WATCH_EVERY)  # what changes together is told together
+        finally:
+            if driver:
+                driver.unwatch(changed)
+
+    async def control(self, request: runs_pb2.ControlRequest, context: Context) -> runs_pb2.ControlResponse:
+        row = await self._federation.control(request.run, request.verb, request.reason)
+        return runs_pb2.ControlResponse(run=self._info(row))
+
+    async def export(
+        self, request: runs_pb2.ExportRequest, context: Context
+    ) -> AsyncIterator[runs_pb2.ExportResponse]:
+        federation = self._federation
+        row = federation.find(request.run)
+        number = request.round if request.HasField("round") else None
+        if number is not None and number > _MOST_ROUNDS:
+            raise NotFound(f"there is no round {number}")
+        version = await federation.db(federation.store.model_at, row.id, number)
+        window, size = await federation.db(federation.store.window, version.digest)
+        offset = 0
+        while offset < size:
+            data = bytes(await federation.db(window, offset, _PIECE))
+            offset += len(data)
+            yield runs_pb2.ExportResponse(data=data, round=version.round, size=size)
+
+    def _info(self, row: RunRow) -> runs_pb2.RunInfo:
+        row = self._federation.current(row)
+        spec = RunSpec.decode(row.spec)
+        return runs_pb2.RunInfo(
+            id=row.id, name=row.name, status=row.status, reason=row.reason, rounds_closed=row.closed,
+            rounds=spec.rounds, created_at=row.created_at, ended_at=row.ended_at or 0.0,
+            strategy=recipe.show(spec.strategy), devices=len(self._federation.attached(row.id)),
+            waiting_for=self._federation.waiting_for(row.id),
+        )  # fmt: skip
+
+
+def _round(r: RoundRow) -> runs_pb2.RoundInfo:
+    return runs_pb2.RoundInfo(
+        number=r.number, kind=r.kind, status=r.stage, reason=r.reason, opened_at=r.opened_at,
+        asked_at=r.asked_at or 0.0, folding_at=r.folding_at or 0.0, closed_at=r.ended_at or 0.0,
+        participants=[
+            runs_pb2.ParticipantInfo(
+                client=p.client, status=p.status, reason=p.reason, answered_at=p.answered_at or 0.0,
+                bytes_up=p.size, examples=p.examples,
+            )
+            for p in r.participants
+        ],
+        metrics=r.metrics, bytes_up=r.bytes_up, bytes_down=r.bytes_down, model_digest=r.model,
+    )  # fmt: skip
