@@ -42,7 +42,7 @@ check: $(VENV)/.dev $(PROTO_VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PROTO_PYTHON=$(PROTO_VENV)/bin/python sh deploy/protos.sh --check
+	PROTO_PYTHON=$(abspath $(PROTO_VENV))/bin/python sh deploy/protos.sh --check
 
 test: check
 	$(BIN)/pytest
@@ -51,7 +51,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
 
 proto: $(PROTO_VENV)/.ready
-	PROTO_PYTHON=$(PROTO_VENV)/bin/python sh deploy/protos.sh
+	PROTO_PYTHON=$(abspath $(PROTO_VENV))/bin/python sh deploy/protos.sh
 
 clean:
 	rm -rf $(VENV) $(PROTO_VENV) .mypy_cache .ruff_cache .pytest_cache
