@@ -1,5 +1,6 @@
 # make demo   sets up and runs the main job        make test   sets up and runs every check and test
-# make check  formatting, types, floors, stubs     make bench  the figures      make proto  the stubs anew
+# make check  formatting, types, floors, stubs     make bench  the figures
+# make proto  the stubs anew                       make oldest the tests on the oldest libraries we allow
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PROTOS := $(wildcard protos/koinon_core/wire/v1/*.proto)
 PIP := -m pip install --quiet --disable-pip-version-check
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help demo test check bench proto clean
+.PHONY: help demo test check bench oldest proto clean
 .DEFAULT_GOAL := help
 
 help: ## the targets
@@ -47,6 +48,16 @@ check: $(VENV)/.dev $(PROTO_VENV)/.ready
 test: check
 	$(BIN)/pytest
 
+# The other end of our ranges: everything but torch, as old as pyproject.toml allows.
+oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP) 'grpcio==1.74.*' 'protobuf==6.31.*' 'numpy==1.26.*' 'sqlalchemy==2.0.40' \
+	  'alembic==1.14.*' 'zstandard==0.23.*' 'safetensors==0.5.*' 'rich==13.9.*' 'typer==0.15.*' \
+	  'structlog==24.4.*' 'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.120'
+	.venv-oldest/bin/python $(PIP) --no-deps -e .
+	.venv-oldest/bin/pytest tests/core tests/coordinator tests/edge tests/client/test_simulate.py \
+	  tests/client/test_import.py tests/system/test_bad_input.py tests/system/test_blobs.py
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
 
@@ -54,4 +65,4 @@ proto: $(PROTO_VENV)/.ready
 	PROTO_PYTHON=$(abspath $(PROTO_VENV))/bin/python sh deploy/protos.sh
 
 clean:
-	rm -rf $(VENV) $(PROTO_VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PROTO_VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache

@@ -108,7 +108,8 @@ def stub(channel: grpc.aio.Channel, method: Method[Any, Any]) -> Any:
 
 def error_of(error: Any, address: str) -> KoinonError:
     """What a failed call (a grpc.RpcError, synchronous or not) means, in our terms."""
-    metadata: dict[str, Any] = dict(error.trailing_metadata() or ())
+    # Not dict(...): older gRPC's metadata looks like a mapping, but yields pairs.
+    metadata: dict[str, Any] = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416
     if ERROR_KEY in metadata:
         return from_code(str(metadata[ERROR_KEY]), error.details() or "")
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
