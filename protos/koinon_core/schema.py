@@ -26,7 +26,7 @@ Rule = Literal["mean", "max"]
 FLOATS = ("float64", "float32", "float16")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
 _MAX_ELEMENTS = 1 << 40
-_MAX_DIMENSIONS = 32  # numpy 1.26 has no more
+_MAX_DIMENSIONS = 32  # more than any model has, fewer than any numpy allows
 
 
 @dataclass(frozen=True, slots=True)
