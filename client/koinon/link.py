@@ -4,7 +4,7 @@ The owner's loop runs where it likes and never waits for the network. The link's
 the stream in it: what comes in is handed to a `Receiver`, what goes out is queued. When the stream breaks, the
 link connects again, with full jitter, for as long as it takes.
 
-This is the only module of the client that speaks gRPC, and it is imported only when something is joined.
+Beside `operator` this is the client's only module that speaks gRPC; it is imported when something is joined.
 """
 
 import os
@@ -109,7 +109,7 @@ def stub(channel: grpc.aio.Channel, method: Method[Any, Any]) -> Any:
 def error_of(error: Any, address: str) -> KoinonError:
     """What a failed call (a grpc.RpcError, synchronous or not) means, in our terms."""
     # Not dict(...): older gRPC's metadata looks like a mapping, but yields pairs.
-    metadata: dict[str, Any] = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416
+    metadata: dict[str, Any] = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416 - see above
     if ERROR_KEY in metadata:
         return from_code(str(metadata[ERROR_KEY]), error.details() or "")
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -236,7 +236,7 @@ class GrpcLink:
             self._online_before = False
             failures = 1 if self._loop.time() - started > _BACKOFF_CAP else failures + 1
             # Full jitter: a fleet that lost its coordinator must not come back in step.
-            pause = random.uniform(0, min(_BACKOFF_CAP, 0.05 * 2**failures))  # noqa: S311
+            pause = random.uniform(0, min(_BACKOFF_CAP, 0.05 * 2**failures))  # noqa: S311 - jitter, no secret
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
 
@@ -364,7 +364,7 @@ class GrpcLink:
                     raise error from raised
             except Unavailable:
                 pass  # cut off: go on where it stopped
-            await asyncio.sleep(random.uniform(0, _BACKOFF_CAP / 4))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, _BACKOFF_CAP / 4))  # noqa: S311 - jitter, no secret
 
     def _begin_close(self) -> None:
         self._closing.set()

@@ -115,7 +115,7 @@ def _read_file(path: Path) -> tuple[Tensors, Schema]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = Tensors({name: np.array(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118
+            tensors = Tensors({name: np.array(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118 - the file is no mapping
     except FileNotFoundError:
         raise UsageError(f"there is no model file {path}") from None
     except (SafetensorError, OSError) as error:

@@ -15,7 +15,7 @@ import queue
 import socket
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -107,7 +107,7 @@ class Session:
         self._pending: Prepared | None = None
         self._task: Task | None = None
         self._evaluates = False
-        self._tasks: Iterator[Task] | None = None
+        self._tasks: Generator[Task, None, None] | None = None
         self._closed = False
 
     # -- opening and closing ----------------------------------------------------------------------------------
@@ -168,11 +168,11 @@ class Session:
         session evaluates every round's weights on this device before it trains them.
         """
         if self._tasks is not None:  # in a notebook, a cell that was interrupted and is run again
-            self._tasks.close()  # type: ignore[attr-defined]
+            self._tasks.close()
         self._tasks = self._loop(model, evaluate)
         return self._tasks
 
-    def _loop(self, owned: Any, evaluate: Evaluate | None) -> Iterator[Task]:
+    def _loop(self, owned: Any, evaluate: Evaluate | None) -> Generator[Task, None, None]:
         model = self._accept(owned)
         self._evaluates = evaluate is not None
         assert self._half is not None
@@ -340,10 +340,10 @@ class Session:
                     self._answer(round_, digest)
                 case member.Resign(round_, code, detail):
                     self._say_leave(round_, code, detail)
-                case member.Commit():
-                    self._settle("counted")
-                case member.Drop(_, reason):
-                    self._settle(reason)
+                case member.Commit(round_):
+                    self._settle(round_, "counted")
+                case member.Drop(round_, reason):
+                    self._settle(round_, reason)
                 case member.Interrupt(reason):
                     if self._task is not None:
                         self._task.cancel(reason)
@@ -358,10 +358,10 @@ class Session:
         )  # fmt: skip
         self._link.answer(answer, update.blob)
 
-    def _settle(self, outcome: str) -> None:
+    def _settle(self, round_: int, outcome: str) -> None:
         if outcome == "counted" and self._pending is not None:
             self._state = self._pending.pending
         self._pending = None
         if self._task is not None:
             self._task.outcome = outcome
-        _log.info("%s: round %s: %s", self.client, self._member.round or "", outcome)
+        _log.info("%s: round %s: %s", self.client, round_, outcome)

@@ -53,6 +53,7 @@ def restore(store: Store, row: RunRow) -> Run:
     """The run as its stored events left it."""
     version = store.latest_model(row.id)
     spec = RunSpec.decode(row.spec)
+    # The row's status and kind are text to the type checker; they were written from a Run.
     return Run(
         id=row.id, spec=spec, model=version.digest, down=version.down, status=row.status,  # type: ignore[arg-type]
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]
@@ -198,8 +199,8 @@ class Driver:
         """The machine's moves for these items, on the copy that `change` holds."""
         orders: list[Order] = []
         waiting = deque(items)
-        first = runs.start(self.run) if self.run.round is None or self.run.round.over else None
-        if first is not None and any(isinstance(o, runs.Open) for o in first.orders):
+        first = runs.start(change.run)  # a new run's first round; nothing while a round is open
+        if any(isinstance(order, runs.Open) for order in first.orders):
             change.run = first.run
             waiting.appendleft(self._opening())
         while waiting:

@@ -122,7 +122,7 @@ class Fleet:
             connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended)))
 
     def _connection(self, context: Context) -> Connection:
-        metadata: dict[str, Any] = {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416
+        metadata: dict[str, Any] = {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416 - older gRPC's is no mapping
         connection = self._federation.roster.by_token(str(metadata.get(TOKEN_KEY, "")))
         if connection is None:
             raise RemoteProtocolError("only an attached device may move blobs; attend first")
