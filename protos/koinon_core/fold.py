@@ -6,7 +6,7 @@ nothing can overflow is proven when the run is submitted: bound * 2^grid * max w
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -20,6 +20,7 @@ from koinon_core.tensors import Array, Tensors
 
 __all__ = ["Staged", "fold", "grid_for", "on_grid", "snap", "verify"]
 
+Note = Callable[[bytes], None]
 _FINEST, _COARSEST = 40, 16
 
 
@@ -76,8 +77,11 @@ class Staged:
     reader: Reader
 
 
-def fold(staged: Sequence[Staged], schema: Schema, grid: int, bound: float) -> Iterator[tuple[str, Array]]:
-    """(name, joined tensor) for every field: the weighted mean of floats in float64, the largest of integers.
+def fold(
+    staged: Sequence[Staged], schema: Schema, grid: int, bound: float, note: Note | None = None
+) -> Iterator[tuple[str, Array]]:
+    """(name, joined tensor) for every field: the weighted mean of floats in float64, the largest of integers. `note`
+    is given the sum itself, integers as little-endian bytes, in the schema's order: what a digest of it is over.
 
     Resident at any time: one tensor's result and one tile of one update.
     """
@@ -90,14 +94,17 @@ def fold(staged: Sequence[Staged], schema: Schema, grid: int, bound: float) -> I
             tiles = ((s.weight, s.reader.tile(field.name, offset)) for s in staged)
             part = joined[offset : offset + TILE]
             if field.rule == "mean":
-                part[:] = _mean(tiles, total, grid, bound, field.name)
+                exact = _sum(tiles, grid, bound, field.name)
+                part[:] = exact * 2.0**-grid / total
             else:
-                part[:] = reduce(np.maximum, (tile for _, tile in tiles))
+                part[:] = exact = reduce(np.maximum, (tile for _, tile in tiles))
+            if note is not None:
+                note(np.ascontiguousarray(exact, dtype=exact.dtype.newbyteorder("<")).tobytes())
         yield field.name, joined.reshape(field.shape)
 
 
-def _mean(tiles: Iterable[tuple[int, Array]], total: int, grid: int, bound: float, name: str) -> Array:
+def _sum(tiles: Iterable[tuple[int, Array]], grid: int, bound: float, name: str) -> NDArray[np.int64]:
     acc: NDArray[np.int64] | int = 0
     for weight, tile in tiles:
         acc = acc + on_grid(tile, grid, bound, name) * weight
-    return np.asarray(acc) * 2.0**-grid / total
+    return np.asarray(acc)

@@ -48,6 +48,9 @@ class RunSpec:
     population      all devices of the federation, for strategies that need it
     patience        abandoned rounds in a row after which the run fails
     evaluate        whether the last model is evaluated by the devices too
+    retention       how long updates, and the states that are needed to sum them again, are kept after their round:
+                    "keep", "none", or "N rounds"
+    models          the same for models; the newest is always kept
     config          the owner's own settings, handed to the devices as `task.config`
     """
 
@@ -70,6 +73,8 @@ class RunSpec:
     population: int | None = None
     patience: int = 5
     evaluate: bool = True
+    retention: str = "1 rounds"
+    models: str = "keep"
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,6 +92,8 @@ class RunSpec:
                 f"a run cannot be called {self.name!r}: use letters, digits, '.', '_' and '-', at most 64 of them"
             )
         codecs.by_name(self.codec)
+        for name in ("retention", "models"):
+            _rounds_kept(name, getattr(self, name))
         if self.aggregation != "open":
             raise UsageError(
                 f"aggregation {self.aggregation!r} is not in this version; use 'open', on a network and a "
@@ -140,6 +147,16 @@ class RunSpec:
         return math.ceil(self.clients * self.over_selection)
 
     @cached_property
+    def updates_kept(self) -> float:
+        """Rounds for which updates are kept after their own."""
+        return _rounds_kept("retention", self.retention)
+
+    @cached_property
+    def models_kept(self) -> float:
+        """Rounds for which models are kept beside the newest."""
+        return _rounds_kept("models", self.models)
+
+    @cached_property
     def model(self) -> Schema:
         return Schema.from_json(self.schema)
 
@@ -173,8 +190,9 @@ class RunSpec:
 
     @cached_property
     def encoded(self) -> bytes:
-        """Canonical JSON."""
-        return canonical({f.name: getattr(self, f.name) for f in fields(self)})
+        """Canonical JSON. What older versions do not know is left out where it says nothing."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return canonical({k: v for k, v in values.items() if _LATER.get(k) != v})
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -204,6 +222,21 @@ class RunSpec:
             return cls(**values)
         except TypeError as error:
             raise UsageError(f"the run's config is incomplete: {error}") from error
+
+
+_LATER = {"retention": "1 rounds", "models": "keep"}
+
+
+def _rounds_kept(name: str, policy: str) -> float:
+    """How many rounds a policy keeps; UsageError for what is none."""
+    match policy.split():
+        case ["keep"]:
+            return math.inf
+        case ["none"]:
+            return 0
+        case [number, "round" | "rounds"] if number.isdecimal() and len(number) < 10:
+            return int(number)
+    raise UsageError(f"{name} = {policy!r} must be 'keep', 'none', or for example '10 rounds'")
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

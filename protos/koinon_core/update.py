@@ -118,10 +118,10 @@ class Head:
             if len(metrics) > _MAX_METRICS:
                 raise BadBlob(f"{len(metrics)} metrics are more than the {_MAX_METRICS} that are kept")
             for name, value in metrics.items():
-                if len(name) > 64 or not abs(value) <= _LARGEST_METRIC:
+                if len(name) > 64 or not name.isprintable() or not abs(value) <= _LARGEST_METRIC:
                     raise BadBlob(
                         f"the metric {name[:64]!r} is {value}: metrics are numbers up to {_LARGEST_METRIC:g}, with "
-                        "names of at most 64 characters"
+                        "names of at most 64 printable characters"
                     )
 
     def to_json(self) -> dict[str, Any]:

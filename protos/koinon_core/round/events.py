@@ -9,7 +9,9 @@ from typing import Any
 from koinon_core.errors import StoreError
 from koinon_core.round.terms import Terms
 
-__all__ = ["Cancelled", "Event", "Folded", "Heard", "Left", "Opened", "Tick", "Unfoldable", "dump", "load"]
+__all__ = [
+    "Cancelled", "Event", "Folded", "Heard", "Left", "Opened", "TakenUp", "Tick", "Unfoldable", "dump", "load",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,13 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """The sum was taken and the new model (by digest) is durable."""
+    """The sum was taken and the new model is durable. `sum` is the digest of the sum as integers, with the weights
+    and numbers beside it; `model` and `state` (the strategy's) name what came of it."""
 
     at: float
     model: str
+    state: str = ""
+    sum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +76,18 @@ class Cancelled:
     reason: str
 
 
-Event = Opened | Heard | Left | Tick | Folded | Unfoldable | Cancelled
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """A coordinator goes on with the round, `away` seconds after somebody last owned it. Deadlines count owned time,
+    so they move by that much; it is negative where this machine's clock is behind the one before."""
+
+    at: float
+    away: float
+
+
+Event = Opened | Heard | Left | Tick | Folded | Unfoldable | Cancelled | TakenUp
 _KINDS: dict[str, type[Any]] = {
-    k.__name__: k for k in (Opened, Heard, Left, Tick, Folded, Unfoldable, Cancelled)
+    k.__name__: k for k in (Opened, Heard, Left, Tick, Folded, Unfoldable, Cancelled, TakenUp)
 }
 
 

@@ -16,10 +16,10 @@ from typing import Literal
 
 from koinon_core.errors import LocalProtocolError
 from koinon_core.round.effects import Ask, Cancel, Close, Effect, Fold, Receipt
-from koinon_core.round.events import Cancelled, Event, Folded, Heard, Left, Opened, Tick, Unfoldable
+from koinon_core.round.events import Cancelled, Event, Folded, Heard, Left, Opened, TakenUp, Tick, Unfoldable
 from koinon_core.round.terms import Terms
 
-__all__ = ["Round", "Stage", "rebuild", "step"]
+__all__ = ["Made", "Round", "Stage", "rebuild", "step"]
 
 Stage = Literal["joined", "update", "folding", "closed", "abandoned"]
 Effects = tuple[Effect, ...]
@@ -45,6 +45,15 @@ class Collection:
         return replace(self, left={**self.left, client: reason})
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a round made, by digest: the model, the strategy's state, and the sum as integers."""
+
+    model: str = ""
+    state: str = ""
+    sum: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One round's state. It is a value: `step` returns a new one."""
@@ -59,7 +68,7 @@ class Round:
     folding_at: float | None = None
     ended_at: float | None = None
     reason: str = ""
-    model: str = ""
+    made: Made = Made()
 
     @property
     def over(self) -> bool:
@@ -139,6 +148,8 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
             return _folded(round_, event)
         case Unfoldable():
             return (round_, ()) if round_.over else _abandon(round_, event.at, event.reason)
+        case TakenUp(away=away):
+            return _taken_up(round_, away), ()
         case Cancelled():
             return (
                 (round_, ()) if round_.over else _abandon(round_, event.at, f"was cancelled: {event.reason}")
@@ -248,6 +259,14 @@ def _tick(r: Round, at: float) -> tuple[Round, Effects]:
     )
 
 
+def _taken_up(r: Round, away: float) -> Round:
+    waiting = r.collecting
+    if waiting is None or waiting.deadline is None:
+        return r
+    later = replace(waiting, deadline=waiting.deadline + away)
+    return replace(r, joined=later) if r.stage == "joined" else replace(r, update=later)
+
+
 # -- the end --------------------------------------------------------------------------------------------------
 
 
@@ -255,7 +274,7 @@ def _folded(r: Round, event: Folded) -> tuple[Round, Effects]:
     if r.stage != "folding":
         raise LocalProtocolError(f"round {r.terms.round} was summed in stage {r.stage!r}")
     receipts = tuple(Receipt(client, r.terms.round, "COUNTED") for client in r.accepted)
-    r = replace(r, stage="closed", ended_at=event.at, model=event.model)
+    r = replace(r, stage="closed", ended_at=event.at, made=Made(event.model, event.state, event.sum))
     return r, (*receipts, Close(r.terms.round, True, r.reason))
 
 

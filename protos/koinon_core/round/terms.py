@@ -17,6 +17,10 @@ __all__ = ["COLLECTIONS", "Aggregation", "Kind", "Terms"]
 Aggregation = Literal["open", "secure"]
 Kind = Literal["train", "evaluate"]
 
+_LATER = frozenset({"head", "recovery"})
+"""Fields that older versions did not have: left out where they say nothing, so that the terms of a round which was
+opened by such a version keep their digest."""
+
 COLLECTIONS: dict[Aggregation, tuple[str, ...]] = {
     "open": ("joined", "update"),
     "secure": ("joined", "keys", "shares", "masked", "consistent", "reveal"),
@@ -28,7 +32,8 @@ at submission until its collections have a machine too, never run in the open in
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """Units: seconds for `deadline`; `bound` is the largest |value| an update may hold and `grid` the number of
-    binary places that the exact sum keeps."""
+    binary places that the exact sum keeps. `head` is the run's history (koinon_core.history) that the round stands
+    on, `recovery` how often an operator let the run go on from an older one."""
 
     run: str
     round: int
@@ -51,6 +56,8 @@ class Terms:
     grid: int
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    head: str = ""
+    recovery: int = 0
 
     @property
     def invited(self) -> int:
@@ -60,7 +67,8 @@ class Terms:
     @cached_property
     def encoded(self) -> bytes:
         """The canonical bytes that travel and that the digest is over."""
-        return canonical({f.name: getattr(self, f.name) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return canonical({k: v for k, v in values.items() if v or k not in _LATER})
 
     @cached_property
     def digest(self) -> str:
@@ -72,6 +80,9 @@ class Terms:
         try:
             value = json.loads(data)
             known = {f.name for f in fields(cls)}
-            return cls(**{k: v for k, v in value.items() if k in known})
+            terms = cls(**{k: v for k, v in value.items() if k in known})
         except (ValueError, TypeError, AttributeError) as error:
             raise BadBlob(f"these are not the terms of a round: {error}") from error
+        # What is agreed to is what came, with whatever a newer coordinator put in beside what is known here.
+        vars(terms)["encoded"] = data
+        return terms

@@ -5,6 +5,7 @@ random), and a round's `Fold` with `Folded` or `Unfoldable`. Read facts, orders,
 """
 
 from koinon_core.run.facts import (
+    Ahead,
     Answered,
     Cancelled,
     Fact,
@@ -14,8 +15,10 @@ from koinon_core.run.facts import (
     Opening,
     Paused,
     Progressed,
+    Recovered,
     Resigned,
     Resumed,
+    TakenUp,
     Tick,
     Unfoldable,
 )  # fmt: skip
@@ -23,7 +26,7 @@ from koinon_core.run.machine import Moved, Run, Standing, rank, start, step
 from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 
 __all__ = [
-    "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening", "Order",
-    "Paused", "Progressed", "Recall", "Resigned", "Resumed", "Run", "Standing", "Status", "Tick", "Unfoldable", "rank",
-    "start", "step",
+    "Ahead", "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening",
+    "Order", "Paused", "Progressed", "Recall", "Recovered", "Resigned", "Resumed", "Run", "Standing", "Status",
+    "TakenUp", "Tick", "Unfoldable", "rank", "start", "step",
 ]  # fmt: skip

@@ -6,8 +6,8 @@ They come from devices, operators and the clock; what they do to the open round 
 from dataclasses import dataclass
 
 __all__ = [
-    "Answered", "Cancelled", "Fact", "Folded", "Gone", "Offered", "Opening", "Paused", "Progressed", "Resigned",
-    "Resumed", "Tick", "Unfoldable",
+    "Ahead", "Answered", "Cancelled", "Fact", "Folded", "Gone", "Offered", "Opening", "Paused", "Progressed",
+    "Recovered", "Resigned", "Resumed", "TakenUp", "Tick", "Unfoldable",
 ]  # fmt: skip
 
 
@@ -68,12 +68,15 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable."""
+    """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable. `state` and
+    `sum` as in the round's event."""
 
     at: float
     round: int
     model: str
     down: str = ""
+    state: str = ""
+    sum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,32 @@ class Cancelled:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """A coordinator goes on with the run, `away` seconds after somebody last owned it."""
+
+    at: float
+    away: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A device has seen `round`, or another history of it: this database is older than what the device knows."""
+
+    at: float
+    client: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The operator lets the run go on from here, with round numbers that no device has seen: above `beyond`, too."""
+
+    at: float
+    beyond: int = 0
+
+
 Fact = (
     Offered | Gone | Progressed | Answered | Resigned | Opening | Folded | Unfoldable | Tick | Paused | Resumed
-    | Cancelled
+    | Cancelled | TakenUp | Ahead | Recovered
 )  # fmt: skip

@@ -10,12 +10,14 @@ a restart they come again by themselves).
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from koinon_core import history
 from koinon_core.canonical import sha256
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round
 from koinon_core.round.machine import step as step_round
 from koinon_core.round.terms import Kind, Terms
 from koinon_core.run.facts import (
+    Ahead,
     Answered,
     Cancelled,
     Fact,
@@ -25,8 +27,10 @@ from koinon_core.run.facts import (
     Opening,
     Paused,
     Progressed,
+    Recovered,
     Resigned,
     Resumed,
+    TakenUp,
     Tick,
     Unfoldable,
 )  # fmt: skip
@@ -34,6 +38,9 @@ from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 from koinon_core.spec import RunSpec
 
 __all__ = ["Moved", "Run", "Standing", "rank", "start", "step"]
+
+
+_LINKS = 8  # of the history, at hand for the next Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,9 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run's state; a value. `closed` counts rounds that made a model, `streak` those abandoned in a row."""
+    """One run's state; a value. `closed` counts rounds that made a model, `streak` those abandoned in a row. `head`
+    is its history after the last round that is over, `links` the newest of its links by round. `ahead` names devices
+    that have seen more than this database knows; `beyond` is a number that no new round may have, nor any below."""
 
     id: str
     spec: RunSpec
@@ -58,6 +67,11 @@ class Run:
     closed: int = 0
     streak: int = 0
     kind: Kind = "train"
+    head: str = ""
+    links: Mapping[int, str] = field(default_factory=dict)
+    recovery: int = 0
+    beyond: int = 0
+    ahead: Mapping[str, int] = field(default_factory=dict)
     round: Round | None = None
     devices: Mapping[str, Standing] = field(default_factory=dict)
     leases: Mapping[str, float] = field(default_factory=dict)
@@ -72,8 +86,19 @@ class Run:
         if self.over:
             return ""
         if self.round is not None and not self.round.over:
-            return self.round.waiting_for
+            return "; ".join(filter(None, (self.round.waiting_for, self._older)))
         return "paused: `koinon run resume` lets it go on" if self.status == "paused" else ""
+
+    @property
+    def _older(self) -> str:
+        if not self.ahead:
+            return ""
+        most = max(self.ahead, key=lambda client: self.ahead[client])
+        return (
+            f"{len(self.ahead)} devices ({most} first) have seen round {self.ahead[most]} of another history and stay "
+            "away: this database is older than they are; restore the newest one, or let the run go on from here with "
+            f"`koinon run recover {self.spec.name}`"
+        )
 
     @property
     def wakes_at(self) -> float | None:
@@ -136,14 +161,21 @@ def step(run: Run, fact: Fact) -> Moved:
             return _feed(run, events.Left(at, client, code, detail))
         case Opening():
             return _opening(run, fact)
-        case Folded(at, number, model, down):
-            if run.number != number:
+        case Folded():
+            if run.number != fact.round:
                 return Moved(run)
-            return _feed(replace(run, model=model, down=down), events.Folded(at, model))
+            event = events.Folded(fact.at, fact.model, fact.state, fact.sum)
+            return _feed(replace(run, model=fact.model, down=fact.down), event)
         case Unfoldable(at, number, reason):
             return Moved(run) if run.number != number else _feed(run, events.Unfoldable(at, reason))
         case Tick(at):
             return _tick(run, at)
+        case TakenUp():
+            return _taken_up(run, fact)
+        case Ahead(_, client, number):
+            return Moved(replace(run, ahead={**run.ahead, client: number}))
+        case Recovered():
+            return _recovered(run, fact)
         case Paused():
             return Moved(replace(run, status="paused"))
         case Resumed():
@@ -166,9 +198,15 @@ def _feed(run: Run, event: events.Event) -> Moved:
                 run = _engage(run, client, event.at)
             case effects.Receipt(client, _, "COUNTED" | "NOT_COUNTED") | effects.Cancel(client):
                 run = replace(run, leases={c: t for c, t in run.leases.items() if c != client})
-    moved = Moved(run, records, did)
     closes = [e for e in did if isinstance(e, effects.Close)]
-    return moved.then(_over(run, closes[0])) if closes else moved
+    if not closes:
+        return Moved(run, records, did)
+    assert round_ is not None
+    link = history.link_of(round_)
+    links = {**run.links, run.number: link}
+    newest = {number: links[number] for number in sorted(links)[-_LINKS:]}
+    run = replace(run, head=history.extend(run.head, link), links=newest)
+    return Moved(run, records, did).then(_over(run, closes[0]))
 
 
 def _engage(run: Run, client: str, at: float) -> Run:
@@ -225,6 +263,26 @@ def _tick(run: Run, at: float) -> Moved:
     return moved
 
 
+def _taken_up(run: Run, fact: TakenUp) -> Moved:
+    """Everybody who is awaited gets a whole lease again: nobody could have renewed one while nobody was there."""
+    r = run.round
+    if r is None or r.over:
+        return Moved(run)
+    leases = dict.fromkeys(r.update.awaited, fact.at + run.spec.lease) if r.stage == "update" else {}
+    return _feed(replace(run, leases=leases), events.TakenUp(fact.at, fact.away))
+
+
+def _recovered(run: Run, fact: Recovered) -> Moved:
+    """The open round, which some devices know otherwise, is abandoned; the next one's number is new to everybody."""
+    beyond = max(fact.beyond, run.number, *run.ahead.values())
+    run = replace(run, recovery=run.recovery + 1, beyond=beyond, ahead={})
+    if run.round is None or run.round.over:
+        return start(run)
+    # A run that is cancelled neither counts the end of its round nor opens another.
+    moved = _feed(replace(run, status="cancelled"), events.Cancelled(fact.at, "the run was recovered"))
+    return moved.then(start(replace(moved.run, status=run.status)))
+
+
 # -- from round to round --------------------------------------------------------------------------------------
 
 
@@ -237,12 +295,12 @@ def _opening(run: Run, fact: Opening) -> Moved:
     if run.kind == "evaluate":
         goal, quorum = max(1, min(goal, len(attached))), 1
     terms = Terms(
-        run=run.id, round=run.number + 1, incarnation=fact.incarnation, kind=run.kind,
+        run=run.id, round=max(run.number, run.beyond) + 1, incarnation=fact.incarnation, kind=run.kind,
         aggregation=spec.aggregation, groups=spec.groups, goal=goal, quorum=quorum,
         over_selection=spec.over_selection, join_wait=spec.join_wait, deadline=spec.deadline,
         schema=spec.model.digest, strategy=spec.recipe_digest, model=run.model, down=run.down, codec=spec.codec,
         max_examples=spec.max_examples, bound=spec.bound, grid=spec.grid, seed=spec.seed,
-        config=dict(spec.config),
+        config=dict(spec.config), head=run.head, recovery=run.recovery,
     )  # fmt: skip
     run = replace(run, number=terms.round, round=None, leases={})
     moved = _feed(run, events.Opened(fact.at, terms))
@@ -273,9 +331,9 @@ def _over(run: Run, close: effects.Close) -> Moved:
 
 def _next(run: Run) -> Moved:
     if run.closed < run.spec.rounds:
-        return Moved(run, (), (Open(run.number + 1),))
+        return Moved(run, (), (Open(max(run.number, run.beyond) + 1),))
     if run.spec.evaluate and run.kind == "train" and any(s.evaluates for s in run.devices.values()):
-        return Moved(replace(run, kind="evaluate"), (), (Open(run.number + 1),))
+        return Moved(replace(run, kind="evaluate"), (), (Open(max(run.number, run.beyond) + 1),))
     return _finish(run, "finished", f"{run.closed} rounds closed")
 
 

@@ -39,6 +39,7 @@ class Need(Enum):
 
     POPULATION = "population"  # the number of all devices, not only those in a round
     NORM = "norm"  # |a|_1 of the local optimizer: plain or momentum SGD only
+    MEMORY = "memory"  # a device's own state is part of the server's: one that lost it may not go on
     LOSS_BEFORE = "loss_before"  # the loss at the round's model, before training
 
 

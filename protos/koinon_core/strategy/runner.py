@@ -4,6 +4,7 @@ Both are pure. The session, the simulator and the coordinator call the same func
 in one works in all.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from koinon_core import codec, codecs
-from koinon_core.canonical import digest_of, sha256
+from koinon_core.canonical import canonical, digest_of, sha256
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, BadUpdate
 from koinon_core.fold import Staged, fold, snap
@@ -91,11 +92,13 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What a round made: the next model and the strategy's next state, and the metrics of its participants."""
+    """What a round made: the next model and the strategy's next state, the metrics of its participants, and the
+    digest of the sum: its integers, and the numbers that were joined beside it."""
 
     model: Tensors
     state: State
     metrics: Mapping[str, float]
+    sum: str
 
 
 def close(
@@ -107,28 +110,30 @@ def close(
     The result depends on the set of contributions alone: not on their order, nor on threads.
     """
     metrics = metrics_of(contributions)
-    if terms.kind == "evaluate":
-        return Closing(w, state, metrics)
+    trained = terms.kind == "train"
+    totals = {n: math.fsum(c.head.totals[n] for c in contributions) for n in strategy.totals() if trained}
+    numbers = canonical({"count": len(contributions), "metrics": metrics, "totals": totals})
+    if not trained:
+        return Closing(w, state, metrics, sha256(numbers))
     by_examples = strategy.weight != "uniform"
     staged = [
         Staged(c.head.examples if by_examples else 1, c.reader) for c in contributions if c.reader is not None
     ]
-    mean = Tensors(fold(staged, layout.update, terms.grid, terms.bound))
-    agg = _aggregate(strategy, layout, mean, contributions, sum(s.weight for s in staged), population)
+    digest = hashlib.sha256(numbers)
+    mean = Tensors(fold(staged, layout.update, terms.grid, terms.bound, digest.update))
+    agg = _aggregate(layout, mean, totals, len(staged), sum(s.weight for s in staged), population)
     step, next_state = _server(strategy, state, agg, _rng(terms))
     model = _apply(layout, w, step, mean)
     metrics["step.norm"] = step.norm()
-    return Closing(model, next_state, metrics)
+    return Closing(model, next_state, metrics, digest.hexdigest())
 
 
 def _aggregate(
-    strategy: Strategy, layout: Layout, mean: Tensors, contributions: Sequence[Contribution], weight: int,
-    population: int,
-) -> Agg:  # fmt: skip
-    totals = {n: math.fsum(c.head.totals[n] for c in contributions) for n in strategy.totals()}
+    layout: Layout, mean: Tensors, totals: Mapping[str, float], count: int, weight: int, population: int
+) -> Agg:
     up = layout.split(mean, totals)
     return Agg(
-        mean=up.delta, extra=up.extra, totals=totals, count=len(contributions), weight=float(weight),
+        mean=up.delta, extra=up.extra, totals=totals, count=count, weight=float(weight),
         population=population, sq_norm=up.delta.dot(up.delta),
     )  # fmt: skip
 

@@ -3,17 +3,19 @@
 Readers raise RemoteProtocolError for what no honest peer sends.
 """
 
+from collections.abc import Iterable, Mapping
+
 from koinon_core import PROTOCOL, __version__
 from koinon_core.canonical import sha256
 from koinon_core.errors import KoinonError, RemoteProtocolError, from_code
+from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
 from koinon_core.update import Head
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = [
     "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "envelope", "head_from", "head_to", "hello", "joined",
-    "receipt",
-    "trouble", "trouble_from", "verdict_from",
+    "links_from", "links_to", "receipt", "standing", "standing_from", "trouble", "trouble_from", "verdict_from",
 ]  # fmt: skip
 
 INLINE = 64 * 1024
@@ -28,9 +30,9 @@ _VERDICTS: dict[Verdict, pb.Verdict] = {
 }
 
 
-def hello(client: str, instance: str) -> pb.Hello:
+def hello(client: str, instance: str, boot: int = 0) -> pb.Hello:
     """The greeting of this version."""
-    return pb.Hello(protocol=PROTOCOL, client=client, instance=instance, version=__version__)
+    return pb.Hello(protocol=PROTOCOL, client=client, instance=instance, version=__version__, boot=boot)
 
 
 def check_hello(message: pb.Hello) -> None:
@@ -61,6 +63,28 @@ def envelope(message: pb.CoordinatorMessage) -> bytes:
 def joined(run: str, spec: bytes) -> bytes:
     """What a device hears when a run lets it in."""
     return envelope(pb.CoordinatorMessage(joined=pb.Joined(run=run, spec=spec)))
+
+
+def standing(run: str, where: Standing, links: Mapping[int, str]) -> pb.CoordinatorMessage:
+    """Where a run stands, as a device that recalls it is told."""
+    return pb.CoordinatorMessage(
+        standing=pb.Standing(
+            run=run, round=where.round, head=where.head, recovery=where.recovery, links=links_to(links)
+        )
+    )
+
+
+def standing_from(message: pb.Standing) -> Standing:
+    return Standing(round=message.round, head=message.head, recovery=message.recovery)
+
+
+def links_to(links: Mapping[int, str]) -> list[pb.Link]:
+    """Links of a run's history, by round."""
+    return [pb.Link(round=n, digest=bytes.fromhex(links[n])) for n in sorted(links)]
+
+
+def links_from(links: Iterable[pb.Link]) -> dict[int, str]:
+    return {link.round: link.digest.hex() for link in links}
 
 
 def head_to(head: Head) -> pb.Head:

@@ -70,3 +70,5 @@ class RUNS:
         "RunsService", "Control", "unary_unary", runs_pb2.ControlRequest, runs_pb2.ControlResponse
     )
     EXPORT = Method("RunsService", "Export", "unary_stream", runs_pb2.ExportRequest, runs_pb2.ExportResponse)
+    AUDIT = Method("RunsService", "Audit", "unary_stream", runs_pb2.AuditRequest, runs_pb2.AuditResponse)
+    REPLAY = Method("RunsService", "Replay", "unary_stream", runs_pb2.ReplayRequest, runs_pb2.ReplayResponse)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkoinon_core/wire/v1/blobs.proto\x12\tkoinon.v1\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\" \n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"P\n\rUploadRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.koinon.v1.UploadStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"W\n\x0bUploadStart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x04\"2\n\x0eUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"\x1d\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"0\n\x0cStatResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x32\xcf\x01\n\x0c\x42lobsService\x12\x45\n\x08\x44ownload\x12\x1a.koinon.v1.DownloadRequest\x1a\x1b.koinon.v1.DownloadResponse0\x01\x12?\n\x06Upload\x12\x18.koinon.v1.UploadRequest\x1a\x19.koinon.v1.UploadResponse(\x01\x12\x37\n\x04Stat\x12\x16.koinon.v1.StatRequest\x1a\x17.koinon.v1.StatResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkoinon_core/wire/v1/blobs.proto\x12\tkoinon.v1\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\" \n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"P\n\rUploadRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.koinon.v1.UploadStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"W\n\x0bUploadStart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x04\"2\n\x0eUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"9\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\"0\n\x0cStatResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x32\xcf\x01\n\x0c\x42lobsService\x12\x45\n\x08\x44ownload\x12\x1a.koinon.v1.DownloadRequest\x1a\x1b.koinon.v1.DownloadResponse0\x01\x12?\n\x06Upload\x12\x18.koinon.v1.UploadRequest\x1a\x19.koinon.v1.UploadResponse(\x01\x12\x37\n\x04Stat\x12\x16.koinon.v1.StatRequest\x1a\x17.koinon.v1.StatResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADRESPONSE']._serialized_start=302
   _globals['_UPLOADRESPONSE']._serialized_end=352
   _globals['_STATREQUEST']._serialized_start=354
-  _globals['_STATREQUEST']._serialized_end=383
-  _globals['_STATRESPONSE']._serialized_start=385
-  _globals['_STATRESPONSE']._serialized_end=433
-  _globals['_BLOBSSERVICE']._serialized_start=436
-  _globals['_BLOBSSERVICE']._serialized_end=643
+  _globals['_STATREQUEST']._serialized_end=411
+  _globals['_STATRESPONSE']._serialized_start=413
+  _globals['_STATRESPONSE']._serialized_end=461
+  _globals['_BLOBSSERVICE']._serialized_start=464
+  _globals['_BLOBSSERVICE']._serialized_end=671
 # @@protoc_insertion_point(module_scope)

@@ -50,10 +50,14 @@ class UploadResponse(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., complete: bool = ...) -> None: ...
 
 class StatRequest(_message.Message):
-    __slots__ = ("digest",)
+    __slots__ = ("digest", "run", "round")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     digest: str
-    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+    run: str
+    round: int
+    def __init__(self, digest: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class StatResponse(_message.Message):
     __slots__ = ("offset", "complete")

@@ -31,23 +31,27 @@ class AttendResponse(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[CoordinatorMessage, _Mapping]]] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "join", "offer", "answer", "leave", "progress")
+    __slots__ = ("hello", "join", "offer", "answer", "leave", "progress", "recall", "ahead")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     join: Join
     offer: Offer
     answer: Answer
     leave: Leave
     progress: Progress
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    recall: Recall
+    ahead: Ahead
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "joined", "ask", "receipt", "cancel", "ended", "trouble")
+    __slots__ = ("welcome", "joined", "ask", "receipt", "cancel", "ended", "trouble", "standing")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +59,7 @@ class CoordinatorMessage(_message.Message):
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     joined: Joined
     ask: Ask
@@ -62,19 +67,22 @@ class CoordinatorMessage(_message.Message):
     cancel: Cancel
     ended: Ended
     trouble: Trouble
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., trouble: _Optional[_Union[Trouble, _Mapping]] = ...) -> None: ...
+    standing: Standing
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., trouble: _Optional[_Union[Trouble, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "client", "instance", "version")
+    __slots__ = ("protocol", "client", "instance", "version", "boot")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     instance: str
     version: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    boot: int
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., boot: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "version", "token")
@@ -93,6 +101,40 @@ class Join(_message.Message):
     run: str
     wait: bool
     def __init__(self, run: _Optional[str] = ..., wait: bool = ...) -> None: ...
+
+class Recall(_message.Message):
+    __slots__ = ("run", "pinned", "settled", "owes")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    OWES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    pinned: int
+    settled: int
+    owes: int
+    def __init__(self, run: _Optional[str] = ..., pinned: _Optional[int] = ..., settled: _Optional[int] = ..., owes: _Optional[int] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("run", "round", "head", "recovery", "links")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    head: str
+    recovery: int
+    links: _containers.RepeatedCompositeFieldContainer[Link]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., head: _Optional[str] = ..., recovery: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ...) -> None: ...
+
+class Link(_message.Message):
+    __slots__ = ("round", "digest")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    digest: bytes
+    def __init__(self, round: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Joined(_message.Message):
     __slots__ = ("run", "spec")
@@ -113,18 +155,22 @@ class Offer(_message.Message):
     def __init__(self, run: _Optional[str] = ..., evaluates: bool = ..., engaged: _Optional[int] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("run", "round", "terms", "model", "down")
+    __slots__ = ("run", "round", "terms", "model", "down", "epoch", "links")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DOWN_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     terms: bytes
     model: Content
     down: Content
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms: _Optional[bytes] = ..., model: _Optional[_Union[Content, _Mapping]] = ..., down: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
+    epoch: int
+    links: _containers.RepeatedCompositeFieldContainer[Link]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms: _Optional[bytes] = ..., model: _Optional[_Union[Content, _Mapping]] = ..., down: _Optional[_Union[Content, _Mapping]] = ..., epoch: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("digest", "size", "inline")
@@ -198,6 +244,16 @@ class Leave(_message.Message):
     code: str
     detail: str
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., code: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class Ahead(_message.Message):
+    __slots__ = ("run", "round", "reason")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    reason: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("run", "round", "steps")

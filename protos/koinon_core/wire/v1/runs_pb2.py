@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekoinon_core/wire/v1/runs.proto\x12\tkoinon.v1\"8\n\rCreateRequest\x12\x0e\n\x04spec\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05model\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"1\n\x0e\x43reateResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\"\xc8\x01\n\x07RunInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\rrounds_closed\x18\x05 \x01(\x04\x12\x0e\n\x06rounds\x18\x06 \x01(\x04\x12\x12\n\ncreated_at\x18\x07 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x08 \x01(\x01\x12\x10\n\x08strategy\x18\t \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\n \x01(\x04\x12\x13\n\x0bwaiting_for\x18\x0b \x01(\t\"\r\n\x0bListRequest\"0\n\x0cListResponse\x12 \n\x04runs\x18\x01 \x03(\x0b\x32\x12.koinon.v1.RunInfo\"\x19\n\nGetRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xb2\x01\n\x0bGetResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\x12$\n\x06rounds\x18\x03 \x03(\x0b\x32\x14.koinon.v1.RoundInfo\x12&\n\tincidents\x18\x04 \x03(\x0b\x32\x13.koinon.v1.Incident\x12\x10\n\x08\x61ttached\x18\x05 \x03(\t\x12\x14\n\x0cmodel_digest\x18\x06 \x01(\t\"\xe7\x02\n\tRoundInfo\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\topened_at\x18\x05 \x01(\x01\x12\x10\n\x08\x61sked_at\x18\x06 \x01(\x01\x12\x12\n\nfolding_at\x18\x07 \x01(\x01\x12\x11\n\tclosed_at\x18\x08 \x01(\x01\x12\x30\n\x0cparticipants\x18\t \x03(\x0b\x32\x1a.koinon.v1.ParticipantInfo\x12\x32\n\x07metrics\x18\n \x03(\x0b\x32!.koinon.v1.RoundInfo.MetricsEntry\x12\x10\n\x08\x62ytes_up\x18\x0b \x01(\x04\x12\x12\n\nbytes_down\x18\x0c \x01(\x04\x12\x14\n\x0cmodel_digest\x18\r \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"z\n\x0fParticipantInfo\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x13\n\x0b\x61nswered_at\x18\x04 \x01(\x01\x12\x10\n\x08\x62ytes_up\x18\x05 \x01(\x04\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x03\"T\n\x08Incident\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\x1b\n\x0cWatchRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"V\n\rWatchResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\x12$\n\x06rounds\x18\x02 \x03(\x0b\x32\x14.koinon.v1.RoundInfo\";\n\x0e\x43ontrolRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"2\n\x0f\x43ontrolResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\":\n\rExportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_round\";\n\x0e\x45xportResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x32\xfe\x02\n\x0bRunsService\x12?\n\x06\x43reate\x12\x18.koinon.v1.CreateRequest\x1a\x19.koinon.v1.CreateResponse(\x01\x12\x37\n\x04List\x12\x16.koinon.v1.ListRequest\x1a\x17.koinon.v1.ListResponse\x12\x34\n\x03Get\x12\x15.koinon.v1.GetRequest\x1a\x16.koinon.v1.GetResponse\x12<\n\x05Watch\x12\x17.koinon.v1.WatchRequest\x1a\x18.koinon.v1.WatchResponse0\x01\x12@\n\x07\x43ontrol\x12\x19.koinon.v1.ControlRequest\x1a\x1a.koinon.v1.ControlResponse\x12?\n\x06\x45xport\x12\x18.koinon.v1.ExportRequest\x1a\x19.koinon.v1.ExportResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekoinon_core/wire/v1/runs.proto\x12\tkoinon.v1\"8\n\rCreateRequest\x12\x0e\n\x04spec\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05model\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"1\n\x0e\x43reateResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\"\xc8\x01\n\x07RunInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\rrounds_closed\x18\x05 \x01(\x04\x12\x0e\n\x06rounds\x18\x06 \x01(\x04\x12\x12\n\ncreated_at\x18\x07 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x08 \x01(\x01\x12\x10\n\x08strategy\x18\t \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\n \x01(\x04\x12\x13\n\x0bwaiting_for\x18\x0b \x01(\t\"\r\n\x0bListRequest\"0\n\x0cListResponse\x12 \n\x04runs\x18\x01 \x03(\x0b\x32\x12.koinon.v1.RunInfo\"\x19\n\nGetRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xc0\x01\n\x0bGetResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\x12$\n\x06rounds\x18\x03 \x03(\x0b\x32\x14.koinon.v1.RoundInfo\x12&\n\tincidents\x18\x04 \x03(\x0b\x32\x13.koinon.v1.Incident\x12\x10\n\x08\x61ttached\x18\x05 \x03(\t\x12\x14\n\x0cmodel_digest\x18\x06 \x01(\t\x12\x0c\n\x04head\x18\x07 \x01(\t\"\xf5\x02\n\tRoundInfo\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\topened_at\x18\x05 \x01(\x01\x12\x10\n\x08\x61sked_at\x18\x06 \x01(\x01\x12\x12\n\nfolding_at\x18\x07 \x01(\x01\x12\x11\n\tclosed_at\x18\x08 \x01(\x01\x12\x30\n\x0cparticipants\x18\t \x03(\x0b\x32\x1a.koinon.v1.ParticipantInfo\x12\x32\n\x07metrics\x18\n \x03(\x0b\x32!.koinon.v1.RoundInfo.MetricsEntry\x12\x10\n\x08\x62ytes_up\x18\x0b \x01(\x04\x12\x12\n\nbytes_down\x18\x0c \x01(\x04\x12\x14\n\x0cmodel_digest\x18\r \x01(\t\x12\x0c\n\x04head\x18\x0e \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"z\n\x0fParticipantInfo\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x13\n\x0b\x61nswered_at\x18\x04 \x01(\x01\x12\x10\n\x08\x62ytes_up\x18\x05 \x01(\x04\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x03\"T\n\x08Incident\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\x1b\n\x0cWatchRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"V\n\rWatchResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\x12$\n\x06rounds\x18\x02 \x03(\x0b\x32\x14.koinon.v1.RoundInfo\"K\n\x0e\x43ontrolRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x62\x65yond\x18\x04 \x01(\x04\"2\n\x0f\x43ontrolResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.koinon.v1.RunInfo\":\n\rExportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_round\";\n\x0e\x45xportResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\x1b\n\x0c\x41uditRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"7\n\rAuditResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.koinon.v1.AuditEntry\"9\n\nAuditEntry\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05\x65ntry\x18\x02 \x01(\x0c\x12\x0c\n\x04hash\x18\x03 \x01(\t\":\n\rReplayRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_round\"@\n\x0eReplayResponse\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t2\xfd\x03\n\x0bRunsService\x12?\n\x06\x43reate\x12\x18.koinon.v1.CreateRequest\x1a\x19.koinon.v1.CreateResponse(\x01\x12\x37\n\x04List\x12\x16.koinon.v1.ListRequest\x1a\x17.koinon.v1.ListResponse\x12\x34\n\x03Get\x12\x15.koinon.v1.GetRequest\x1a\x16.koinon.v1.GetResponse\x12<\n\x05Watch\x12\x17.koinon.v1.WatchRequest\x1a\x18.koinon.v1.WatchResponse0\x01\x12@\n\x07\x43ontrol\x12\x19.koinon.v1.ControlRequest\x1a\x1a.koinon.v1.ControlResponse\x12?\n\x06\x45xport\x12\x18.koinon.v1.ExportRequest\x1a\x19.koinon.v1.ExportResponse0\x01\x12<\n\x05\x41udit\x12\x17.koinon.v1.AuditRequest\x1a\x18.koinon.v1.AuditResponse0\x01\x12?\n\x06Replay\x12\x18.koinon.v1.ReplayRequest\x1a\x19.koinon.v1.ReplayResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,27 +46,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREQUEST']._serialized_start=422
   _globals['_GETREQUEST']._serialized_end=447
   _globals['_GETRESPONSE']._serialized_start=450
-  _globals['_GETRESPONSE']._serialized_end=628
-  _globals['_ROUNDINFO']._serialized_start=631
-  _globals['_ROUNDINFO']._serialized_end=990
-  _globals['_ROUNDINFO_METRICSENTRY']._serialized_start=944
-  _globals['_ROUNDINFO_METRICSENTRY']._serialized_end=990
-  _globals['_PARTICIPANTINFO']._serialized_start=992
-  _globals['_PARTICIPANTINFO']._serialized_end=1114
-  _globals['_INCIDENT']._serialized_start=1116
-  _globals['_INCIDENT']._serialized_end=1200
-  _globals['_WATCHREQUEST']._serialized_start=1202
-  _globals['_WATCHREQUEST']._serialized_end=1229
-  _globals['_WATCHRESPONSE']._serialized_start=1231
-  _globals['_WATCHRESPONSE']._serialized_end=1317
-  _globals['_CONTROLREQUEST']._serialized_start=1319
-  _globals['_CONTROLREQUEST']._serialized_end=1378
-  _globals['_CONTROLRESPONSE']._serialized_start=1380
-  _globals['_CONTROLRESPONSE']._serialized_end=1430
-  _globals['_EXPORTREQUEST']._serialized_start=1432
-  _globals['_EXPORTREQUEST']._serialized_end=1490
-  _globals['_EXPORTRESPONSE']._serialized_start=1492
-  _globals['_EXPORTRESPONSE']._serialized_end=1551
-  _globals['_RUNSSERVICE']._serialized_start=1554
-  _globals['_RUNSSERVICE']._serialized_end=1936
+  _globals['_GETRESPONSE']._serialized_end=642
+  _globals['_ROUNDINFO']._serialized_start=645
+  _globals['_ROUNDINFO']._serialized_end=1018
+  _globals['_ROUNDINFO_METRICSENTRY']._serialized_start=972
+  _globals['_ROUNDINFO_METRICSENTRY']._serialized_end=1018
+  _globals['_PARTICIPANTINFO']._serialized_start=1020
+  _globals['_PARTICIPANTINFO']._serialized_end=1142
+  _globals['_INCIDENT']._serialized_start=1144
+  _globals['_INCIDENT']._serialized_end=1228
+  _globals['_WATCHREQUEST']._serialized_start=1230
+  _globals['_WATCHREQUEST']._serialized_end=1257
+  _globals['_WATCHRESPONSE']._serialized_start=1259
+  _globals['_WATCHRESPONSE']._serialized_end=1345
+  _globals['_CONTROLREQUEST']._serialized_start=1347
+  _globals['_CONTROLREQUEST']._serialized_end=1422
+  _globals['_CONTROLRESPONSE']._serialized_start=1424
+  _globals['_CONTROLRESPONSE']._serialized_end=1474
+  _globals['_EXPORTREQUEST']._serialized_start=1476
+  _globals['_EXPORTREQUEST']._serialized_end=1534
+  _globals['_EXPORTRESPONSE']._serialized_start=1536
+  _globals['_EXPORTRESPONSE']._serialized_end=1595
+  _globals['_AUDITREQUEST']._serialized_start=1597
+  _globals['_AUDITREQUEST']._serialized_end=1624
+  _globals['_AUDITRESPONSE']._serialized_start=1626
+  _globals['_AUDITRESPONSE']._serialized_end=1681
+  _globals['_AUDITENTRY']._serialized_start=1683
+  _globals['_AUDITENTRY']._serialized_end=1740
+  _globals['_REPLAYREQUEST']._serialized_start=1742
+  _globals['_REPLAYREQUEST']._serialized_end=1800
+  _globals['_REPLAYRESPONSE']._serialized_start=1802
+  _globals['_REPLAYRESPONSE']._serialized_end=1866
+  _globals['_RUNSSERVICE']._serialized_start=1869
+  _globals['_RUNSSERVICE']._serialized_end=2378
 # @@protoc_insertion_point(module_scope)

@@ -63,23 +63,25 @@ class GetRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class GetResponse(_message.Message):
-    __slots__ = ("run", "spec", "rounds", "incidents", "attached", "model_digest")
+    __slots__ = ("run", "spec", "rounds", "incidents", "attached", "model_digest", "head")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     INCIDENTS_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     run: RunInfo
     spec: bytes
     rounds: _containers.RepeatedCompositeFieldContainer[RoundInfo]
     incidents: _containers.RepeatedCompositeFieldContainer[Incident]
     attached: _containers.RepeatedScalarFieldContainer[str]
     model_digest: str
-    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., spec: _Optional[bytes] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ..., incidents: _Optional[_Iterable[_Union[Incident, _Mapping]]] = ..., attached: _Optional[_Iterable[str]] = ..., model_digest: _Optional[str] = ...) -> None: ...
+    head: str
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., spec: _Optional[bytes] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ..., incidents: _Optional[_Iterable[_Union[Incident, _Mapping]]] = ..., attached: _Optional[_Iterable[str]] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ...) -> None: ...
 
 class RoundInfo(_message.Message):
-    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest")
+    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +102,7 @@ class RoundInfo(_message.Message):
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     number: int
     kind: str
     status: str
@@ -113,7 +116,8 @@ class RoundInfo(_message.Message):
     bytes_up: int
     bytes_down: int
     model_digest: str
-    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ...) -> None: ...
+    head: str
+    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ...) -> None: ...
 
 class ParticipantInfo(_message.Message):
     __slots__ = ("client", "status", "reason", "answered_at", "bytes_up", "examples")
@@ -160,14 +164,16 @@ class WatchResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("run", "verb", "reason")
+    __slots__ = ("run", "verb", "reason", "beyond")
     RUN_FIELD_NUMBER: _ClassVar[int]
     VERB_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    BEYOND_FIELD_NUMBER: _ClassVar[int]
     run: str
     verb: str
     reason: str
-    def __init__(self, run: _Optional[str] = ..., verb: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    beyond: int
+    def __init__(self, run: _Optional[str] = ..., verb: _Optional[str] = ..., reason: _Optional[str] = ..., beyond: _Optional[int] = ...) -> None: ...
 
 class ControlResponse(_message.Message):
     __slots__ = ("run",)
@@ -192,3 +198,43 @@ class ExportResponse(_message.Message):
     round: int
     size: int
     def __init__(self, data: _Optional[bytes] = ..., round: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class AuditRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class AuditResponse(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ...) -> None: ...
+
+class AuditEntry(_message.Message):
+    __slots__ = ("number", "entry", "hash")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    entry: bytes
+    hash: str
+    def __init__(self, number: _Optional[int] = ..., entry: _Optional[bytes] = ..., hash: _Optional[str] = ...) -> None: ...
+
+class ReplayRequest(_message.Message):
+    __slots__ = ("run", "round")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class ReplayResponse(_message.Message):
+    __slots__ = ("round", "verdict", "detail")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    verdict: str
+    detail: str
+    def __init__(self, round: _Optional[int] = ..., verdict: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
