@@ -11,6 +11,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from koinon_coordinator import db_cli
 from koinon_coordinator.config import Config
 from koinon_core import __version__
 from koinon_core.errors import KoinonError
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(db_cli.app, name="db", help="Check, back up and upgrade the run database.")
 
 
 def _version(wanted: bool) -> None:
@@ -48,6 +50,9 @@ def serve(
     data: Annotated[
         Path | None, typer.Option(help="Folder for large contents; default: beside the SQLite file.")
     ] = None,
+    quota: Annotated[
+        str, typer.Option(help="The most that folder may hold, for example 20GB; default: all of the disk.")
+    ] = "",
     plugin: Annotated[
         list[str] | None, typer.Option(help="A module with your own strategies; may be repeated.")
     ] = None,
@@ -56,7 +61,7 @@ def serve(
     """Serve devices and operators until SIGTERM or Ctrl-C. Prints one line when it is ready."""
     _logging(log)
     sys.path.insert(0, os.getcwd())  # an owner's plugin lies where they start from
-    config = Config(db=db, listen=listen, data=data, plugins=tuple(plugin or ()))
+    config = Config(db=db, listen=listen, data=data, quota=quota, plugins=tuple(plugin or ()))
     load_plugins(config.plugins)
     asyncio.run(_serve(config))
 
@@ -77,7 +82,7 @@ async def _serve(config: Config) -> None:
         host = config.listen.rpartition(":")[0]
         print(f"koinon-coordinator {__version__} listens on {host}:{port}", flush=True)
 
-    store = await asyncio.to_thread(Store, config.db, config.data)
+    store = await asyncio.to_thread(Store, config.db, config.data, config.quota_bytes)
     try:
         await serve_federation(Federation(store), config.listen, stop, ready)
     finally:

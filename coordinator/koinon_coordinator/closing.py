@@ -3,10 +3,10 @@
 Runs in a worker thread; numpy and the codecs release the GIL for most of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from koinon_coordinator.store import ModelVersion, Store
+from koinon_coordinator.store import ModelVersion, Store, UpdateRow
 from koinon_core import codec
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob
@@ -15,12 +15,13 @@ from koinon_core.spec import RunSpec
 from koinon_core.strategy.protocol import State, Strategy
 from koinon_core.strategy.runner import Contribution, close
 from koinon_core.tensors import Tensors
-from koinon_core.update import Head, Layout, pack_state, state_schema, unpack_state
+from koinon_core.update import Layout, pack_state, state_schema, unpack_state
 
 __all__ = ["Closed", "Plan", "close_round", "first_version", "open_update"]
 
 _MODEL_CODEC = "lossless"
 Contents = list[tuple[str, int, bytes | None]]
+Keep = Callable[[bytes], tuple[str, int, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A round's outcome, and the contents that must be written with it."""
+    """A round's outcome, the digest of its sum, and the contents that must be written with it."""
 
     version: ModelVersion
     metrics: dict[str, float]
+    sum: str
     contents: Contents
 
 
@@ -56,10 +58,10 @@ def _state(store: Store, digest: str, like: State) -> State:
     return unpack_state(codec.decode(store.bytes(digest), state_schema(like), "the strategy's state"))
 
 
-def _keep(store: Store, contents: Contents, state: State) -> str:
+def _keep(keep: Keep, contents: Contents, state: State) -> str:
     if not state:
         return ""
-    content = store.put(codec.encode(pack_state(state), state_schema(state), _MODEL_CODEC))
+    content = keep(codec.encode(pack_state(state), state_schema(state), _MODEL_CODEC))
     contents.append(content)
     return content[0]
 
@@ -69,46 +71,42 @@ def first_version(store: Store, plan: Plan, model: Tensors) -> tuple[ModelVersio
     content = store.put(codec.encode(model, plan.spec.model, _MODEL_CODEC))
     contents: Contents = [content]
     state = plan.strategy.init(model.select(plan.layout.params.by_name), plan.population)
-    down = _keep(store, contents, plan.strategy.down(state))
-    return ModelVersion(0, content[0], _keep(store, contents, state), down), contents
+    down = _keep(store.put, contents, plan.strategy.down(state))
+    return ModelVersion(0, content[0], _keep(store.put, contents, state), down), contents
 
 
-def open_update(plan: Plan, store: Store, digest: str, size: int, data: bytes | None) -> Reader:
-    """A reader over a staged update, wherever its bytes are."""
-    if data is None:
-        return Reader(store.blobs.window(digest), size, plan.layout.update, "the update")
-    return Reader(lambda o, n: data[o : o + n], size, plan.layout.update, "the update")
+def open_update(store: Store, plan: Plan, run: str, update: UpdateRow) -> Reader:
+    """A reader over an update, wherever its bytes are. BadBlob if they are not an update of this run."""
+    return Reader(store.update_window(run, update), update.size, plan.layout.update, "the update")
 
 
 def close_round(
-    store: Store, plan: Plan, terms: Terms, version: ModelVersion,
-    staged: Sequence[tuple[str, Head, str, int, bytes | None]],
+    store: Store, plan: Plan, terms: Terms, version: ModelVersion, staged: Sequence[UpdateRow],
+    keep: Keep | None = None,
 ) -> Closed:  # fmt: skip
-    """Sum the `staged` (client, head, digest, size, bytes or None if a blob) and take the strategy's step.
-
-    Raises BadBlob if no finite model comes of it.
+    """Sum the `staged` updates and take the strategy's step. Raises BadBlob if no finite model comes of it. `keep`
+    makes what comes of it durable (default: the store); `replay` only looks at it.
     """
+    keep = keep or store.put
     w = codec.decode(store.bytes(version.digest), plan.spec.model, "the model")
     fresh = plan.strategy.init(w.select(plan.layout.params.by_name), plan.population)
     contributions = [
         Contribution(
-            client,
-            head,
-            open_update(plan, store, digest, size, data) if terms.kind == "train" else None,
+            u.client, u.head, open_update(store, plan, terms.run, u) if terms.kind == "train" else None
         )
-        for client, head, digest, size, data in staged
+        for u in sorted(staged, key=lambda u: u.client)
     ]
     state = _state(store, version.state, fresh)
     made = close(plan.strategy, plan.layout, terms, w, state, plan.population, contributions)
     metrics = dict(made.metrics)
     if terms.kind == "evaluate":
-        return Closed(version, metrics, [])
+        return Closed(version, metrics, made.sum, [])
     if state_schema(made.state).digest != state_schema(fresh).digest:
         raise BadBlob(
             "the strategy's state changed its names, shapes or dtypes; its server half must keep them"
         )
-    content = store.put(codec.encode(made.model, plan.spec.model, _MODEL_CODEC))
+    content = keep(codec.encode(made.model, plan.spec.model, _MODEL_CODEC))
     contents: Contents = [content]
-    down = _keep(store, contents, plan.strategy.down(made.state))
-    state_digest = _keep(store, contents, made.state)
-    return Closed(ModelVersion(terms.round, content[0], state_digest, down), metrics, contents)
+    down = _keep(keep, contents, plan.strategy.down(made.state))
+    state_digest = _keep(keep, contents, made.state)
+    return Closed(ModelVersion(terms.round, content[0], state_digest, down), metrics, made.sum, contents)

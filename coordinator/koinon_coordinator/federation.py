@@ -7,42 +7,45 @@ reason, and does not keep the others from going on.
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import structlog
 
-from koinon_coordinator.closing import Plan, first_version, open_update
-from koinon_coordinator.driver import Driver, Item, restore
+from koinon_coordinator.admission import Answer, admit, check_upload
+from koinon_coordinator.closing import Plan, first_version
+from koinon_coordinator.driver import Driver
+from koinon_coordinator.ledger import Item, Ledger, Said
 from koinon_coordinator.roster import Connection, Roster
-from koinon_coordinator.store import Change, Incident, RoundRow, RunRow, Store, UpdateRow
+from koinon_coordinator.store import Incident, RoundRow, RunRow, Store, Superseded
 from koinon_core import codec
 from koinon_core import run as runs
-from koinon_core.canonical import sha256
 from koinon_core.errors import (
     BadBlob,
     Conflict,
     KoinonError,
     NotFound,
     RemoteProtocolError,
+    StoreError,
     Unavailable,
     UsageError,
 )  # fmt: skip
-from koinon_core.fold import verify
 from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
 from koinon_core.spec import RunSpec
-from koinon_core.update import Head
+from koinon_core.strategy.protocol import Need
 from koinon_core.wire import convert
-from koinon_core.wire.convert import INLINE
+from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Federation"]
 
 T = TypeVar("T")
 _log = structlog.get_logger("koinon.federation")
 _WORKERS = 4
+_AGAIN = 5.0
 _STOPPING = "the coordinator is stopping; when it is back, it goes on where it was"
 
 
@@ -65,9 +68,14 @@ class Federation:
         self._awaiting: list[tuple[Connection, str]] = []
         self._stopped = False
         self._driving: dict[str, asyncio.Task[None]] = {}
+        self._later: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, started: asyncio.Event, stop: asyncio.Event) -> None:
         """Take up every live run and drive them until `stop` is set."""
+        try:
+            _log.info("the folder is in order", files_removed=await self.db(self.store.sweep))
+        except StoreError as error:
+            _log.warning("the folder was not put in order; the next start does that", reason=str(error))
         await self._read_rows()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -76,10 +84,21 @@ class Federation:
                     await self._take_up(row)
             started.set()
             await stop.wait()
-            for task in list(self._driving.values()):
+            left = list(self.drivers.values())
+            for task in [*self._driving.values(), *self._later.values()]:
                 task.cancel()
+            await asyncio.gather(*self._driving.values(), return_exceptions=True)
+        for driver in left:
+            await self._release(driver)
         self._stopped = True
         self.pool.shutdown()
+
+    async def _release(self, driver: Driver) -> None:
+        """Leave a live run to whoever comes next, as of now."""
+        try:
+            await self.db(self.store.release, driver.run.id, driver.ledger.epoch, self.clock())
+        except StoreError as error:
+            _log.warning("a run was not released", run=driver.run.spec.name, reason=str(error))
 
     async def db(self, function: Callable[..., T], *args: object) -> T:
         """Call the store from a worker thread."""
@@ -91,25 +110,42 @@ class Federation:
         self.rows = {row.id: row for row in await self.db(self.store.runs)}
 
     async def _take_up(self, row: RunRow) -> None:
+        """Drive a stored run. Where it cannot be now (another coordinator drives it, the database does not answer) it
+        is tried again, and does not keep the others waiting."""
         try:
-            run = await self.db(restore, self.store, row)
-            plan = Plan.of(run.spec)
+            ledger, said = await self.db(Ledger.take_up, self.store, row, self.clock)
         except KoinonError as error:
-            self.aside[row.id] = error
-            _log.error("a run is set aside", run=row.name, reason=str(error))
+            self._set_aside(row, error)
             return
-        await self._drive(run, plan)
+        self.aside.pop(row.id, None)
+        self._drive(ledger, said)
 
-    async def _drive(self, run: Run, plan: Plan) -> None:
-        version = await self.db(self.store.latest_model, run.id)
-        driver = Driver(self.store, plan, run, version, self.roster, self.pool, self.clock)
-        self.drivers[run.id] = driver
+    def _set_aside(self, row: RunRow, error: KoinonError) -> None:
+        """A run that cannot be driven here: for good, or until another coordinator or the database lets go of it."""
+        _log.error("a run is set aside", run=row.name, reason=str(error), tried_again=_passing(error))
+        self.aside[row.id] = error
+        if _passing(error):
+            assert self._tasks is not None
+            self._later[row.id] = self._tasks.create_task(self._try_again(row))
+
+    async def _try_again(self, row: RunRow) -> None:
+        await asyncio.sleep(_AGAIN)
+        self._later.pop(row.id, None)
+        await self._take_up(row)
+
+    def _drive(self, ledger: Ledger, said: Iterable[Said] = ()) -> None:
+        driver = Driver(self.store, ledger, self.roster, self.pool, self.clock, said)
+        self.drivers[ledger.run.id] = driver
         assert self._tasks is not None
-        self._driving[run.id] = self._tasks.create_task(self._until_over(driver))
+        self._driving[ledger.run.id] = self._tasks.create_task(self._until_over(driver))
 
     async def _until_over(self, driver: Driver) -> None:
         try:
             await driver.drive()
+        except Superseded as error:
+            _log.error("a run is left to its new owner", run=driver.run.spec.name, reason=str(error))
+            self._set_aside(self.rows[driver.run.id], error)
+            driver.cut_off()
         except Exception as error:
             # One run's bug must not end the others: it is set aside, by name, until the next start.
             _log.exception("a run is set aside", run=driver.run.spec.name)
@@ -134,14 +170,14 @@ class Federation:
         except BadBlob as error:
             raise UsageError(str(error)) from error
         version, contents = await self.db(first_version, self.store, plan, tensors)
-        run = Run(id=uuid.uuid4().hex, spec=spec, model=version.digest, down=version.down)
-        change = Change(run, models=[version], contents=contents)
-        await self.db(self.store.create_run, change, self.clock())
-        await self._drive(run, plan)
+        ledger = await self.db(
+            Ledger.create, self.store, plan, self.clock, uuid.uuid4().hex, version, contents
+        )
+        self._drive(ledger)
         await self._read_rows()  # only now can devices find it: their offers need its driver
         self._call_in(spec.name)
-        _log.info("run created", run=spec.name, id=run.id)
-        return run
+        _log.info("run created", run=spec.name, id=ledger.run.id)
+        return ledger.run
 
     def _call_in(self, name: str) -> None:
         """The run that some devices wait for is there."""
@@ -168,7 +204,7 @@ class Federation:
         run = driver.run
         return replace(
             row, status=run.status, reason=run.reason, kind=run.kind, number=run.number, closed=run.closed,
-            streak=run.streak,
+            streak=run.streak, head=run.head, recovery=run.recovery, beyond=run.beyond,
         )  # fmt: skip
 
     def ended(self, run: str) -> RunRow | None:
@@ -199,8 +235,8 @@ class Federation:
     async def rounds(self, run: str, since: int = 0) -> list[RoundRow]:
         return await self.db(self.store.rounds, run, since)
 
-    async def control(self, name: str, verb: str, reason: str) -> RunRow:
-        """Pause, resume or cancel a run."""
+    async def control(self, name: str, verb: str, reason: str, beyond: int = 0) -> RunRow:
+        """Pause, resume, cancel or recover a run. `beyond`: recovered, it uses no round number up to this."""
         row = self.find(name)
         driver = self.drivers.get(row.id)
         if driver is None:
@@ -208,25 +244,51 @@ class Federation:
                 raise Conflict(str(self.aside[row.id]))
             raise Conflict(f"run {row.name!r} is {row.status} already; there is nothing to {verb}")
         now = self.clock()
+        if verb == "recover":
+            return await self._recover(driver, row, beyond)
         facts: dict[str, runs.Fact] = {
             "pause": runs.Paused(now),
             "resume": runs.Resumed(now),
             "cancel": runs.Cancelled(now, reason or "cancelled by the operator"),
         }
         if verb not in facts:
-            raise UsageError(f"a run can be paused, resumed or cancelled, not {verb[:20]!r}")
+            raise UsageError(f"a run can be paused, resumed, cancelled or recovered, not {verb[:20]!r}")
         wanted = {"pause": ("paused",), "resume": ("running", "finished"), "cancel": ("cancelled",)}[verb]
         if driver.run.status not in wanted:
-            changed = driver.watch()
-            try:
-                driver.tell(facts[verb])
-                async with asyncio.timeout(30):
-                    while driver.run.status not in wanted:
-                        changed.clear()
-                        await changed.wait()
-            finally:
-                driver.unwatch(changed)
+            await self._until(driver, facts[verb], lambda run: run.status in wanted)
         return self.current(row)
+
+    async def _recover(self, driver: Driver, row: RunRow, beyond: int) -> RunRow:
+        run = driver.run
+        if not run.ahead and beyond <= run.number:
+            raise Conflict(
+                f"no device has seen more of run {row.name!r} than this database knows (round {run.number}); there is "
+                "nothing to recover (--beyond ROUND goes on above a number that you know of)"
+            )
+        recovery = run.recovery + 1
+        await self._until(driver, runs.Recovered(self.clock(), beyond), lambda run: run.recovery >= recovery)
+        # Whoever stayed away hears of it when it comes back.
+        for client in run.ahead:
+            connection = self.roster.get(client)
+            if connection is not None:
+                connection.cut()
+        return self.current(row)
+
+    async def _until(self, driver: Driver, fact: runs.Fact, done: Callable[[Run], bool]) -> None:
+        """Tell the driver, and wait until that is stored."""
+        changed = driver.watch()
+        try:
+            driver.tell(fact)
+            async with asyncio.timeout(30):
+                while not done(driver.run):
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            raise Unavailable(
+                "the run did not answer within 30 s; `koinon run why` says what it waits for"
+            ) from None
+        finally:
+            driver.unwatch(changed)
 
     # -- devices ----------------------------------------------------------------------------------------------
 
@@ -242,6 +304,47 @@ class Federation:
         connection.runs.add(row.id)
         self._driver(connection, row.id)
         return row
+
+    async def recall(
+        self, connection: Connection, run: str, pinned: int, settled: int, owes: int
+    ) -> pb.CoordinatorMessage:
+        """What a device remembers is compared with what the run knows; returns the run's standing. `pinned` is the
+        last round that it was asked in, `settled` the last that it knows to have counted it, and `owes` one of which
+        it does not know. Conflict if it has lost what this run cannot go on without."""
+        driver = self._driver(connection, run)
+        if driver is not None:
+            await self._remembers(driver, connection, max(settled, owes))
+        return convert.standing(run, *await self.db(self.store.standing, run, pinned))
+
+    async def _remembers(self, driver: Driver, connection: Connection, known: int) -> None:
+        """Whether the device knows of every update of its that was counted."""
+        client, now = connection.client, self.clock()
+        counted = await self.db(self.store.last_counted, driver.run.id, client)
+        r = driver.run.round
+        if r is not None and client in r.update.heard:
+            counted = max(counted, r.terms.round)  # or it is about to be
+        if counted <= known:
+            return
+        vital = Need.MEMORY in driver.plan.strategy.needs
+        if not (vital or connection.boot):
+            return  # it keeps no memory, and this run needs none
+        lost = f"{client!r} was counted in round {counted} and knows of {known}: its memory was lost or is a copy"
+        driver.tell(
+            Item(runs.Progressed(now, client), incident=Incident(now, client, counted, "FORGOT", lost))
+        )
+        if vital:
+            raise Conflict(
+                f"{lost}, and this run's strategy cannot go on without it; bring the folder back (KOINON_STATE), or "
+                "let the device join under a new name"
+            )
+
+    def ahead(self, connection: Connection, run: str, round_: int, reason: str) -> None:
+        """A device knows more of the run than this database does, and stays away."""
+        driver = self._driver(connection, run)
+        if driver is not None:
+            now, client = self.clock(), connection.client
+            incident = Incident(now, client, driver.run.number, "AHEAD", f"stays away: {reason}")
+            driver.tell(Item(runs.Ahead(now, client, round_), incident=incident))
 
     def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> None:
         driver = self._driver(connection, run)
@@ -269,59 +372,19 @@ class Federation:
             if run in self.drivers:
                 self.drivers[run].tell(runs.Gone(self.clock(), connection.client))
 
-    async def answer(
-        self, connection: Connection, run: str, round_: int, terms: str, digest: str, data: bytes, size: int,
-        head: Head,
-    ) -> tuple[Verdict, str] | None:  # fmt: skip
-        """A device's update: verified here, staged by the run's next turn. Returns the verdict where the round
-        is over already, None where the turn will say it. BadBlob is an incident, and costs only this device."""
+    async def answer(self, connection: Connection, run: str, answer: Answer) -> tuple[Verdict, str] | None:
+        """A device's update: verified here, staged by the run's next turn. Returns the verdict where the round is
+        over already, None where the turn will say it."""
         row = self.find(run)
-        client, now = connection.client, self.clock()
         driver = self._driver(connection, row.id)
-        if driver is not None and round_ > driver.run.number:
-            return "NOT_COUNTED", f"round {round_} has not begun"
-        if driver is None or driver.run.over or round_ < driver.run.number:
-            return await self.db(self.store.verdict, row.id, round_, client)
-        if not driver.run.wants(client, round_):
-            fact, odd = runs.Answered(now, client, round_, digest), _odd(driver.run, client, digest)
-            incident = Incident(now, client, round_, "REFUSED", f"refused: {odd}") if odd else None
-            driver.tell(Item(fact, incident=incident))
-            return None
-        try:
-            update = await self._admit(driver, client, round_, terms, digest, data, size, head)
-        except (BadBlob, RemoteProtocolError) as error:
-            reason = f"refused: {error}"
-            incident = Incident(now, client, round_, error.code, reason)
-            driver.tell(Item(runs.Resigned(now, client, round_, "REFUSED", reason), incident=incident))
-            return None
-        driver.tell(Item(runs.Answered(now, client, round_, digest), update=update))
+        if driver is not None and answer.round > driver.run.number:
+            return "NOT_COUNTED", f"round {answer.round} has not begun"
+        if driver is None or driver.run.over or answer.round < driver.run.number:
+            return await self.db(self.store.verdict, row.id, answer.round, answer.client)
+        job = partial(admit, self.store, driver.plan, driver.run, answer, self.clock())
+        # A small one is done before a worker thread would have woken up.
+        driver.tell(job() if len(answer.data) == answer.size else await self.db(job))
         return None
-
-    async def _admit(
-        self, driver: Driver, client: str, round_: int, terms_digest: str, digest: str, data: bytes, size: int,
-        head: Head,
-    ) -> UpdateRow:  # fmt: skip
-        r, plan = driver.run.round, driver.plan
-        assert r is not None
-        if terms_digest != r.terms.digest:
-            raise RemoteProtocolError("the update was made under other terms than this round's")
-        trained = r.terms.kind == "train"
-        head.check(trained=trained, max_examples=r.terms.max_examples, totals=plan.strategy.totals())
-        if not trained and (digest or size or data):
-            raise BadBlob("an evaluation has numbers only, and this one came with bytes")
-        if len(data) > INLINE:
-            raise BadBlob(f"an update of {len(data)} bytes must be uploaded, not sent in the message")
-        inline = data if size and len(data) == size else None
-        if trained:
-            if size > codec.size_limit(plan.layout.update):
-                raise BadBlob(f"an update of {size} bytes is larger than this run's model can need")
-            if inline is None and not await self.db(self.store.blobs.has, digest):
-                raise BadBlob("the update's bytes never arrived; upload them before they are handed in")
-            if inline is not None:  # small: done before a worker thread would have woken up
-                _verify(plan, self.store, digest, size, inline)
-            else:
-                await self.db(_verify, plan, self.store, digest, size, None)
-        return UpdateRow(client, round_, digest, size, r.terms.codec, head, self.clock(), inline)
 
     def may_download(self, connection: Connection, digest: str) -> Driver | None:
         """The live run, among the device's, whose open round names this content."""
@@ -337,32 +400,18 @@ class Federation:
         driver = self.drivers.get(run)
         if driver is None or not driver.run.wants(connection.client, round_):
             raise RemoteProtocolError(f"no update of round {round_} is awaited from this device")
-        limit = codec.size_limit(driver.plan.layout.update)
-        if size > limit:
-            raise BadBlob(f"an update of {size} bytes is refused: this run's model needs at most {limit}")
+        check_upload(driver.plan, size)
         driver.tell(runs.Progressed(self.clock(), connection.client))
 
     def _driver(self, connection: Connection, run: str) -> Driver | None:
         if run not in connection.runs:
             raise RemoteProtocolError("join a run before speaking of it")
         if run in self.aside:
-            raise Conflict(f"run {self.find(run).name!r} is set aside: {self.aside[run]}")
+            told = f"run {self.find(run).name!r} is set aside: {self.aside[run]}"
+            raise Unavailable(told) if _passing(self.aside[run]) else Conflict(told)
         return self.drivers.get(run)
 
 
-def _odd(run: Run, client: str, digest: str) -> str:
-    """What the operator should know of an answer that the open round did not wait for; an honest device's second
-    try is nothing odd."""
-    r = run.round
-    if r is None or not r.update.asked:
-        return ""
-    if client not in r.update.asked:
-        return "an update came from this device, which was not asked in this round"
-    return "" if r.update.heard.get(client, digest) == digest else "a second, different update for this round"
-
-
-def _verify(plan: Plan, store: Store, digest: str, size: int, data: bytes | None) -> None:
-    if data is not None and sha256(data) != digest:
-        raise BadBlob("the update's bytes are not what its digest says; send them again")
-    spec = plan.spec
-    verify(open_update(plan, store, digest, size, data), plan.layout.update, spec.grid, spec.bound)
+def _passing(error: KoinonError) -> bool:
+    """Whether a run that is set aside for this may be taken up later."""
+    return isinstance(error, StoreError | Conflict)

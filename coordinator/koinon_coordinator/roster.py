@@ -1,7 +1,8 @@
 """The roster: which devices are attached now, and the queue in front of each one's stream.
 
-A device has one stream. The same process may reconnect (its old stream is dropped); a second process under the
-same name is refused, because two devices with one identity would answer for each other.
+A device has one stream. It may come back, from the same start or a later one (its old stream is dropped); another
+memory under the same name is refused, because two devices with one identity would answer for each other. So is an
+earlier start of the same memory: then two processes live on one memory, of which one is a copy.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ class Connection:
 
     client: str
     instance: str
+    boot: int = 0
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     runs: set[str] = field(default_factory=set)
@@ -58,8 +60,8 @@ class Roster:
     def __len__(self) -> int:
         return len(self._by_client)
 
-    def attach(self, client: str, instance: str) -> Connection:
-        """A new connection; Conflict if another process holds the name."""
+    def attach(self, client: str, instance: str, boot: int = 0) -> Connection:
+        """A new connection; Conflict if another device, or a copy of this one, holds the name."""
         old = self._by_client.get(client)
         if old is not None:
             if old.instance != instance:
@@ -67,9 +69,14 @@ class Roster:
                     f"a device named {client!r} is attached already, from another process; give each its own "
                     "name (if that one just crashed, its place is free within a minute)"
                 )
+            if old.boot > boot:
+                raise Conflict(
+                    f"{client!r} is attached from a later start ({old.boot}) than this one ({boot}): two processes use "
+                    "one device's memory or copies of it; stop one, and give it a name and a memory of its own"
+                )
             self.detach(old)
             old.cut()
-        connection = Connection(client, instance)
+        connection = Connection(client, instance, boot)
         self._by_client[client] = self._by_token[connection.token] = connection
         return connection
 

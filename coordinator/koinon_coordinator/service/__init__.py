@@ -30,6 +30,7 @@ _OPTIONS = [
     # And the coordinator notices a link that died without a word.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # without it a ping's answer is waited for a minute
     ("grpc.http2.max_pings_without_data", 0),
 ]
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import structlog
 
+from koinon_coordinator.admission import Answer
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.service.calls import Context, Table
+from koinon_coordinator.store import Part
 from koinon_core import PROTOCOL, __version__
 from koinon_core.errors import (
     BadBlob,
@@ -18,7 +20,9 @@ from koinon_core.errors import (
     NotFound,
     RemoteProtocolError,
     StoreError,
+    Unavailable,
 )  # fmt: skip
+from koinon_core.failpoints import hit
 from koinon_core.wire import convert
 from koinon_core.wire.methods import BLOBS, FLEET, TOKEN_KEY
 from koinon_core.wire.v1 import blobs_pb2, fleet_pb2
@@ -52,7 +56,7 @@ class Fleet:
             raise RemoteProtocolError("a stream begins with a hello")
         hello = first.messages[0].hello
         convert.check_hello(hello)
-        connection = self._federation.roster.attach(hello.client, hello.instance)
+        connection = self._federation.roster.attach(hello.client, hello.instance, hello.boot)
         reader = asyncio.create_task(self._read(connection, requests))
         try:
             await self._federation.see(connection, hello.version)
@@ -78,11 +82,12 @@ class Fleet:
 
     async def _hear_one(self, connection: Connection, message: fleet_pb2.DeviceMessage) -> None:
         kind = message.WhichOneof("says") or ""
+        hit("rpc.heard", kind)
         said = getattr(message, kind) if kind else None
         try:
             await self._hear(connection, kind, said)
-        except StoreError as error:
-            _log.error("a message could not be stored", client=connection.client, reason=str(error))
+        except (StoreError, Unavailable) as error:
+            _log.error("a message could not be taken", client=connection.client, reason=str(error))
             connection.cut()  # it comes back and says it again
         except KoinonError as error:
             _log.info("a message was refused", client=connection.client, kind=kind, reason=str(error))
@@ -98,16 +103,22 @@ class Fleet:
                 if row is not None:
                     connection.send(convert.joined(row.id, row.spec))
                     self._tell_if_over(connection, row.id)
+            case "recall":
+                said = await federation.recall(connection, m.run, m.pinned, m.settled, m.owes)
+                connection.send(convert.envelope(said))
             case "offer":
                 federation.offer(connection, m.run, m.evaluates, m.engaged)
                 self._tell_if_over(connection, m.run)  # it may have ended between the two
             case "answer":
-                said = await federation.answer(
-                    connection, m.run, m.round, m.terms_digest, m.update.digest, m.update.inline, m.update.size,
-                    convert.head_from(m.head),
+                answer = Answer(
+                    client=connection.client, round=m.round, terms=m.terms_digest, digest=m.update.digest,
+                    size=m.update.size, data=m.update.inline, head=convert.head_from(m.head),
                 )  # fmt: skip
-                if said is not None:
-                    connection.send(convert.envelope(convert.receipt(m.run, m.round, *said)))
+                verdict = await federation.answer(connection, m.run, answer)
+                if verdict is not None:
+                    connection.send(convert.envelope(convert.receipt(m.run, m.round, *verdict)))
+            case "ahead":
+                federation.ahead(connection, m.run, m.round, _plain(m.reason[:500]))
             case "leave":
                 federation.leave(connection, m.run, m.round, _plain(m.code[:32]), _plain(m.detail[:2000]))
             case "progress":
@@ -143,6 +154,7 @@ class Fleet:
             if not data:
                 raise BadBlob("a blob ends before its size; it is damaged at the coordinator")
             offset += len(data)
+            hit("rpc.download", request.digest)
             driver.count_down(number, len(data))
             yield blobs_pb2.DownloadResponse(data=bytes(data))
 
@@ -156,16 +168,18 @@ class Fleet:
             raise RemoteProtocolError("an upload begins with its start")
         start, federation = first.start, self._federation
         federation.may_upload(connection, start.run, start.round, start.size)
-        blobs = federation.store.blobs
-        incoming = await federation.db(blobs.receive, start.digest, start.size, connection.client)
+        part = Part(start.run, start.round, connection.client)
+        incoming = await federation.db(federation.store.uploads.receive, part, start.digest, start.size)
         if incoming is None:
             return blobs_pb2.UploadResponse(offset=start.size, complete=True)
         try:
             if start.offset != incoming.offset:
-                raise BadBlob(
-                    f"the upload goes on at byte {start.offset}, but {incoming.offset} bytes are here"
+                # An older stream's last bytes may have come between the device's question and this.
+                raise Unavailable(
+                    f"the upload goes on at byte {start.offset}, but {incoming.offset} bytes are here; ask again"
                 )
             async for request in requests:
+                hit("rpc.upload", connection.client)
                 await federation.db(incoming.write, request.data)
                 federation.progress(connection, start.run)
             if incoming.offset == start.size:
@@ -176,8 +190,10 @@ class Fleet:
             await federation.db(incoming.supersede)
 
     async def stat(self, request: blobs_pb2.StatRequest, context: Context) -> blobs_pb2.StatResponse:
-        connection, blobs = self._connection(context), self._federation.store.blobs
-        offset = await self._federation.db(blobs.received, request.digest, connection.client)
+        connection, federation = self._connection(context), self._federation
+        federation.may_upload(connection, request.run, request.round, 0)
+        part = Part(request.run, request.round, connection.client)
+        offset = await federation.db(federation.store.uploads.received, part, request.digest)
         return blobs_pb2.StatResponse(offset=offset)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations  # gRPC's types take parameters in their stub
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import islice
 
 from koinon_coordinator.federation import Federation
+from koinon_coordinator.replay import replay
 from koinon_coordinator.service.calls import Context, Table
 from koinon_coordinator.store import RoundRow, RunRow
 from koinon_core.errors import (
@@ -21,6 +23,7 @@ __all__ = ["Runs"]
 
 _PIECE = 1 << 20
 _WATCH_EVERY = 0.1
+_AUDIT_PAGE = 200
 _MODEL_LIMIT = 64 << 30
 _MOST_ROUNDS = (1 << 63) - 1  # what a database can hold
 
@@ -35,7 +38,8 @@ class Runs:
     def table(self) -> Table:
         return {
             RUNS.CREATE: self.create, RUNS.LIST: self.list_runs, RUNS.GET: self.get, RUNS.WATCH: self.watch,
-            RUNS.CONTROL: self.control, RUNS.EXPORT: self.export,
+            RUNS.CONTROL: self.control, RUNS.EXPORT: self.export, RUNS.AUDIT: self.audit,
+            RUNS.REPLAY: self.replay,
         }  # fmt: skip
 
     async def create(
@@ -73,7 +77,7 @@ class Runs:
                 runs_pb2.Incident(at=i.at, client=i.client, round=i.round, code=i.code, message=i.message)
                 for i in incidents
             ],
-            attached=federation.attached(row.id), model_digest=version.digest,
+            attached=federation.attached(row.id), model_digest=version.digest, head=federation.current(row).head,
         )  # fmt: skip
 
     async def watch(
@@ -101,7 +105,9 @@ class Runs:
                 driver.unwatch(changed)
 
     async def control(self, request: runs_pb2.ControlRequest, context: Context) -> runs_pb2.ControlResponse:
-        row = await self._federation.control(request.run, request.verb, request.reason)
+        row = await self._federation.control(
+            request.run, request.verb, request.reason, min(request.beyond, _MOST_ROUNDS // 2)
+        )
         return runs_pb2.ControlResponse(run=self._info(row))
 
     async def export(
@@ -119,6 +125,27 @@ class Runs:
             data = bytes(await federation.db(window, offset, _PIECE))
             offset += len(data)
             yield runs_pb2.ExportResponse(data=data, round=version.round, size=size)
+
+    async def audit(
+        self, request: runs_pb2.AuditRequest, context: Context
+    ) -> AsyncIterator[runs_pb2.AuditResponse]:
+        federation = self._federation
+        entries = federation.store.audit(federation.find(request.run).id)
+        while page := await federation.db(lambda: list(islice(entries, _AUDIT_PAGE))):
+            yield runs_pb2.AuditResponse(
+                entries=[runs_pb2.AuditEntry(number=e.number, entry=e.text, hash=e.hash) for e in page]
+            )
+
+    async def replay(
+        self, request: runs_pb2.ReplayRequest, context: Context
+    ) -> AsyncIterator[runs_pb2.ReplayResponse]:
+        federation = self._federation
+        number = request.round if request.HasField("round") else None
+        if number is not None and number > _MOST_ROUNDS:
+            raise NotFound(f"there is no round {number}")
+        found = replay(federation.store, federation.find(request.run), number)
+        while (one := await federation.db(next, found, None)) is not None:
+            yield runs_pb2.ReplayResponse(round=one.round, verdict=one.verdict, detail=one.detail)
 
     def _info(self, row: RunRow) -> runs_pb2.RunInfo:
         row = self._federation.current(row)
@@ -143,4 +170,5 @@ def _round(r: RoundRow) -> runs_pb2.RoundInfo:
             for p in r.participants
         ],
         metrics=r.metrics, bytes_up=r.bytes_up, bytes_down=r.bytes_down, model_digest=r.model,
+        head=r.head,
     )  # fmt: skip

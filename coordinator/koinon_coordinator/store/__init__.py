@@ -1,11 +1,23 @@
-"""The run database and the blobs beside it. Only this package speaks SQL.
+"""The run database and the files beside it. Only this package speaks SQL.
 
-`Store` is the face. `models` says what the tables are, `changes` writes, `queries` reads, `blobs` keeps what is
-too large for a row, `tx` runs transactions, `schema` migrates.
+`Store` is the face. `models` says what the tables are, `changes` writes, `queries` reads, `owners` says who may write;
+`folder`, `blobs`, `uploads` and `incoming` keep what is too large for a row; `tx` runs transactions, `schema` migrates.
 """
 
-from koinon_coordinator.store.changes import Change, Incident, ModelVersion, UpdateRow
+from koinon_coordinator.store.changes import (
+    Change,
+    Incident,
+    ModelVersion,
+    Scrub,
+    Superseded,
+    UpdateRow,
+)
 from koinon_coordinator.store.face import Store
+from koinon_coordinator.store.owners import BEAT, Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
+from koinon_coordinator.store.uploads import Part
 
-__all__ = ["Change", "Incident", "ModelVersion", "RoundRow", "RunRow", "Store", "UpdateRow"]
+__all__ = [
+    "BEAT", "Change", "Held", "Incident", "ModelVersion", "Part", "RoundRow", "RunRow", "Scrub", "Store", "Superseded",
+    "UpdateRow",
+]  # fmt: skip

@@ -1,208 +1,139 @@
-"""Large bytes as files, by their SHA-256: `blobs/ab/abcdef...`, and uploads on their way in `partial/`.
+"""Large contents (models, states of strategies) as files, by their SHA-256: `ab/abcdef...`.
 
-A blob appears under its name only when it is whole, checked and synced (write, fsync, rename, fsync of the
-folder), so what a committed row names is always there. Small contents (up to 64 KiB) are not here but in their
-database row: a file of its own would cost each of them half a millisecond.
+A blob is there, whole and synced, before a row names it; and it goes only after no row does. Between the two, a
+digest that was put and whose row is not committed yet is pinned, so that collecting cannot take it away.
 """
 
-import fcntl
-import hashlib
-import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
-from weakref import WeakValueDictionary
 
+from koinon_coordinator.store.folder import Folder, disk, sync_folder
+from koinon_coordinator.store.incoming import Incoming
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
-from koinon_core.errors import BadBlob, StoreError, Unavailable
+from koinon_core.errors import BadBlob, StoreError
 
-__all__ = ["Blobs", "Incoming"]
+__all__ = ["Blobs", "blob_path", "check_digest", "file_size", "file_window"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+def check_digest(digest: str) -> str:
+    """`digest`; BadBlob if it is none."""
+    if not _DIGEST.fullmatch(digest):
+        raise BadBlob(f"{digest[:80]!r} is not the SHA-256 of anything")
+    return digest
+
+
+def blob_path(root: Path, digest: str) -> Path:
+    """Where a blob of the folder `root` is, or would be."""
+    return root / check_digest(digest)[:2] / digest
+
+
 class Blobs:
-    """A folder of blobs. Safe for several threads; one process at a time may have it (StoreError)."""
+    """The blobs of a folder. Safe for several threads."""
 
-    def __init__(self, root: Path):
-        self._root = root
-        self._partial = root / "partial"
-        self._incoming: WeakValueDictionary[Path, Incoming] = WeakValueDictionary()
+    def __init__(self, folder: Folder):
+        self._folder = folder
         self._guard = threading.Lock()
-        try:
-            self._partial.mkdir(parents=True, exist_ok=True)
-            self._lock = (root / "lock").open("wb")
-        except OSError as error:
-            raise StoreError(f"the blobs' folder {root} cannot be made: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise StoreError(
-                f"another coordinator uses {root} and its database; stop it first, or name another --db"
-            ) from None
-
-    def close(self) -> None:
-        """Let another process have the folder."""
-        self._lock.close()
+        self._pinned: Counter[str] = Counter()
 
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be."""
-        if not _DIGEST.fullmatch(digest):
-            raise BadBlob(f"{digest[:80]!r} is not the SHA-256 of anything")
-        return self._root / digest[:2] / digest
+        return blob_path(self._folder.root, digest)
 
     def has(self, digest: str) -> bool:
         return self.path(digest).exists()
 
     def put(self, data: bytes) -> str:
-        """Make `data` durable; returns its digest."""
+        """Make `data` durable; returns its digest, pinned until it is given to `unpin`. StoreError, and nothing of it
+        kept, if there is no room."""
         digest = sha256(data)
-        incoming = self.receive(digest, len(data), f"coordinator {threading.get_ident()}")
-        if incoming is not None:
-            with incoming:
+        path = self.path(digest)
+        with self._guard:
+            self._pinned[digest] += 1
+            there = path.exists()
+        try:
+            if there:
+                # Whoever named it may be about to sync the folder, or may have failed to.
+                with disk(path):
+                    sync_folder(path.parent)
+                    sync_folder(self._folder.root)
+            else:
+                self._write(path, digest, data)
+        except StoreError:
+            self.unpin([digest])
+            raise
+        return digest
+
+    def _write(self, path: Path, digest: str, data: bytes) -> None:
+        self._folder.make_room(len(data))
+        # Two threads may put the same bytes at once.
+        partial = path.with_suffix(f".{threading.get_ident()}")
+        self._folder.remove(partial)
+        with disk(path):
+            path.parent.mkdir(exist_ok=True)
+        try:
+            with Incoming(self._folder, partial, path, digest, len(data)) as incoming:
                 incoming.write(data)
                 incoming.finish()
-        return digest
+        except StoreError:
+            self._folder.remove(partial)  # half a blob is of no use, and on a full disk it is in the way
+            raise
+
+    def unpin(self, digests: Iterable[str]) -> None:
+        """Rows that name these are committed."""
+        with self._guard:
+            self._pinned -= Counter(digests)
 
     def size(self, digest: str) -> int:
         """Bytes of a blob; StoreError if it is not there."""
-        try:
-            return self.path(digest).stat().st_size
-        except FileNotFoundError:
-            raise StoreError(
-                f"blob {digest[:12]}... is missing from {self._root}; restore the folder from its backup"
-            ) from None
+        return file_size(self.path(digest))
 
     def window(self, digest: str) -> Window:
         """Read any part of a blob; nothing is mapped, nothing stays open."""
         path = self.path(digest)
-        self.size(digest)
+        file_size(path)
+        return file_window(path)
 
-        def window(offset: int, length: int) -> bytes:
-            with path.open("rb") as file:
-                file.seek(offset)
-                return file.read(length)
+    def collect(self, digests: Iterable[str], release: Callable[[set[str]], Iterable[str]]) -> None:
+        """Remove those of `digests` that nothing needs. `release` deletes the rows of those that no other row names,
+        and returns them once that is committed."""
+        with self._guard:
+            for digest in release({d for d in digests if not self._pinned[d]}):
+                self._folder.remove(self.path(digest))
 
-        return window
-
-    def receive(self, digest: str, size: int, owner: str) -> "Incoming | None":
-        """Go on receiving the blob `digest` of `size` bytes from `owner`, from where it stopped; None if it is here."""
-        path, partial = self.path(digest), self._part(digest, owner)
-        with self._guard, _disk(path):
-            path.parent.mkdir(exist_ok=True)
-            # A device that was cut off and is back goes on where it was; its old stream may not know yet.
-            if older := self._incoming.get(partial):
-                older.supersede()
-            # A device sends one update at a time: what it began and left lying is not kept beside it.
-            for left in self._partial.glob(f"*-{partial.name.rpartition('-')[2]}"):
-                stream = self._incoming.get(left)
-                if left != partial and (stream is None or stream.closed):
-                    left.unlink(missing_ok=True)
-            if path.exists():
-                return None
-            incoming = self._incoming[partial] = Incoming(partial, path, digest, size)
-        return incoming
-
-    def _part(self, digest: str, owner: str) -> Path:
-        # Two devices that send the same bytes at once must not write into one file.
-        return self._partial / f"{digest}-{sha256(owner.encode())[:16]}"
-
-    def received(self, digest: str, owner: str) -> int:
-        """Bytes of `owner`'s partial upload that are here."""
-        self.path(digest)
-        try:
-            return self._part(digest, owner).stat().st_size
-        except FileNotFoundError:
-            return 0
+    def sweep(self, named: set[str]) -> int:
+        """Remove every file that no row names: what was put, or was about to be removed, when a process died. To be
+        called before anything else uses the folder. Returns how many there were."""
+        gone = 0
+        for shelf in self._folder.root.glob("[0-9a-f][0-9a-f]"):
+            for path in shelf.iterdir():
+                if path.name not in named:
+                    self._folder.remove(path)
+                    gone += 1
+        return gone
 
 
-class Incoming:
-    """An upload on its way: `write` in order, then `finish`. What was written stays when the link is cut.
-
-    Every step holds one lock, so that a stream which takes over waits for the step under way, and a stream that was
-    superseded, or is finished, touches the file no more.
-    """
-
-    def __init__(self, partial: Path, final: Path, digest: str, size: int):
-        self._partial, self._final, self._digest, self._size = partial, final, digest, size
-        self._busy = threading.Lock()
-        with _disk(partial):
-            self._file: BinaryIO = partial.open("ab", buffering=0)
-            self.offset = self._file.tell()
-            if self.offset > size:
-                self._forget()
-
-    def __enter__(self) -> "Incoming":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.supersede()
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def supersede(self) -> None:
-        """Nothing more is written here; another stream may go on with this upload."""
-        with self._busy:
-            self._file.close()
-
-    def write(self, data: bytes) -> None:
-        """Append; more than the declared size is a BadBlob."""
-        with self._busy, _disk(self._partial):
-            self._check_open()
-            if self.offset + len(data) > self._size:
-                self._forget()
-                raise BadBlob(f"an upload of {self._size} bytes was declared, and more were sent")
-            rest = memoryview(data)
-            while rest:  # one write takes at most 2 GiB, and less where the disk is full
-                taken = self._file.write(rest)
-                rest = rest[taken:]
-                self.offset += taken
-
-    def finish(self) -> None:
-        """Check the digest, sync, and give the blob its name. BadBlob (and nothing kept) if it is another."""
-        with self._busy, _disk(self._partial):
-            self._check_open()
-            if self.offset != self._size:
-                raise BadBlob(f"an upload ended after {self.offset} of {self._size} bytes; send the rest")
-            os.fsync(self._file.fileno())
-            with self._partial.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != self._digest:
-                self._forget()
-                raise BadBlob(
-                    f"what arrived has SHA-256 {found[:12]}..., not {self._digest[:12]}...; send it again"
-                )
-            self._partial.rename(self._final)
-            self._file.close()  # this handle is the blob's now: nobody may write through it
-            for folder in (self._final.parent, self._final.parent.parent):
-                fd = os.open(folder, os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-
-    def _check_open(self) -> None:
-        if self._file.closed:
-            raise Unavailable("this upload goes on in another stream")
-
-    def _forget(self) -> None:
-        self._file.truncate(0)
-        self.offset = 0
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """A disk that is full or broken is the coordinator's fault, not that of whoever's bytes these are."""
+def file_size(path: Path) -> int:
+    """Bytes of a file that must be there; StoreError if it is not."""
     try:
-        yield
-    except OSError as error:
+        return path.stat().st_size
+    except FileNotFoundError:
         raise StoreError(
-            f"{path.parent} cannot be written: {error.strerror}; free some space or mend the disk"
-        ) from error
+            f"blob {path.name[:12]}... is missing from {path.parent}; restore the folder from its backup"
+        ) from None
+
+
+def file_window(path: Path) -> Window:
+    """A reader of any part of a file."""
+
+    def window(offset: int, length: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    return window

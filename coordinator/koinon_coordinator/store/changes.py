@@ -1,7 +1,8 @@
 """What is written, and how: one `Change` is one transaction, whatever it holds.
 
-Closing a round, the new model, the strategy's state, the metrics and the next round's opening are in one
-change, so there is no moment at which a crash could find half of them.
+Closing a round, the new model, the strategy's state, the metrics, the audit entries, the scrubbing of what is kept no
+longer and the next round's opening are in one change, so there is no moment at which a crash could find half of them.
+It begins with the run's own row, which it may only touch in the epoch that it was made in.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,10 +10,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, bindparam, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from koinon_coordinator.store import models
+from koinon_coordinator.store.models import rows_of
+from koinon_core.audit import Entry
+from koinon_core.errors import StoreError
 from koinon_core.round.events import Event, Heard, dump
 from koinon_core.round.machine import Round
 from koinon_core.run import Run
@@ -22,12 +26,19 @@ __all__ = [
     "Change",
     "Incident",
     "ModelVersion",
+    "Scrub",
+    "Superseded",
     "UpdateRow",
+    "beat",
     "create_run",
     "participants",
     "see_device",
     "write",
 ]
+
+
+class Superseded(StoreError):
+    """Another coordinator has taken the run over; this one may write nothing of it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRow:
-    """A verified update. `data` is its bytes if they are small, else they are a blob already."""
+    """A verified update. `data` is its bytes if they are small, else they are a file already."""
 
     client: str
     round: int
@@ -65,11 +76,29 @@ class ModelVersion:
     down: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """What is kept no longer: the updates of these rounds, and the states and models of these versions."""
+
+    updates: tuple[int, ...] = ()
+    states: tuple[ModelVersion, ...] = ()
+    models: tuple[ModelVersion, ...] = ()
+
+    @property
+    def contents(self) -> set[str]:
+        """Digests that may be needed no more."""
+        states = {d for v in self.states for d in (v.state, v.down)}
+        return (states | {v.digest for v in self.models}) - {""}
+
+
 @dataclass(slots=True)
 class Change:
-    """Everything that one turn of a run makes durable together."""
+    """Everything that one turn of a run makes durable together, `at` a time, in its owner's `epoch`."""
 
     run: Run
+    at: float
+    epoch: int
+    owner: str = ""
     before: Run | None = None
     events: list[tuple[int, Event]] = field(default_factory=list)
     rounds: dict[int, Round] = field(default_factory=dict)
@@ -80,12 +109,15 @@ class Change:
     contents: list[tuple[str, int, bytes | None]] = field(default_factory=list)
     bytes_down: dict[int, int] = field(default_factory=dict)
     ended_at: float | None = None
+    heads: dict[int, tuple[str, str]] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    scrub: Scrub = Scrub()
 
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost if this were not written now."""
-        moved = self.before is None or self.before.status != self.run.status
-        return not (self.events or self.incidents or moved)
+        moved = self.before is None or _standing(self.before) != _standing(self.run)
+        return not (self.events or self.incidents or self.entries or moved)
 
 
 def _upsert(
@@ -103,7 +135,7 @@ def _upsert(
 @cache
 def _upsert_statement(dialect: str, table: Any, keys: tuple[str, ...], sets: tuple[str, ...]) -> Any:
     # Built once for each shape: building it takes longer than running it.
-    statement: Any = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    statement: Any = (postgresql if dialect == "postgresql" else sqlite).insert(rows_of(table))
     if not sets:
         return statement.on_conflict_do_nothing(index_elements=keys)
     return statement.on_conflict_do_update(
@@ -115,11 +147,10 @@ def create_run(tx: Connection, change: Change, created_at: float) -> None:
     """Insert the run and all that its first turn made."""
     run = change.run
     tx.execute(
-        insert(models.Run),
+        insert(rows_of(models.Run)),
         [{
-            "id": run.id, "name": run.spec.name, "spec": run.spec.encoded, "status": run.status,
-            "reason": run.reason, "kind": run.kind, "number": run.number, "closed": run.closed,
-            "streak": run.streak, "created_at": created_at,
+            "id": run.id, "name": run.spec.name, "spec": run.spec.encoded, "created_at": created_at,
+            "epoch": change.epoch, "owner": change.owner, **_standing(run),
         }],
     )  # fmt: skip
     write(tx, change)
@@ -128,33 +159,40 @@ def create_run(tx: Connection, change: Change, created_at: float) -> None:
 def write(tx: Connection, change: Change) -> None:
     """Write a change. The unique key of `updates` makes a second contribution of one device impossible."""
     run = change.run
-    contents = [*change.contents, *((u.digest, u.size, u.data) for u in change.updates if u.size)]
-    _upsert(
-        tx, models.Content, [{"digest": d, "size": n, "data": b} for d, n, b in dict.fromkeys(contents)], ("digest",)
-    )  # fmt: skip
+    _stand(tx, change)
+    # Setting the size to what it is holds the row against whoever collects contents (store.queries.release).
+    contents = [{"digest": d, "size": n, "data": b} for d, n, b in dict.fromkeys(change.contents)]
+    _upsert(tx, models.Content, contents, ("digest",), ("size",))
     _write_rounds(tx, run.id, change)
     if change.events:
-        rows = [(number, *dump(event)) for number, event in change.events]
+        dumped = [(number, *dump(event)) for number, event in change.events]
         tx.execute(
-            insert(models.Event),
-            [{"run": run.id, "round": number, "kind": kind, "data": data} for number, kind, data in rows],
+            insert(rows_of(models.Event)),
+            [{"run": run.id, "round": number, "kind": kind, "data": data} for number, kind, data in dumped],
         )
     if change.updates:
         tx.execute(
-            insert(models.Update),
+            insert(rows_of(models.Update)),
             [
                 {
                     "run": run.id, "round": u.round, "client": u.client, "digest": u.digest, "size": u.size,
-                    "codec": u.codec, "head": u.head.to_json(), "at": u.at,
+                    "codec": u.codec, "head": u.head.to_json(), "at": u.at, "data": u.data, "kept": True,
                 }
                 for u in change.updates
             ],
         )  # fmt: skip
     if change.models:
         tx.execute(
-            insert(models.Model),
+            insert(rows_of(models.Model)),
             [
-                {"run": run.id, "round": m.round, "digest": m.digest, "state": m.state, "down": m.down}
+                {
+                    "run": run.id,
+                    "round": m.round,
+                    "digest": m.digest,
+                    "state": m.state,
+                    "down": m.down,
+                    "kept": True,
+                }
                 for m in change.models
             ],
         )
@@ -162,7 +200,7 @@ def write(tx: Connection, change: Change) -> None:
     _upsert(tx, models.Metric, metrics, ("run", "round", "name"), ("value",))
     if change.incidents:
         tx.execute(
-            insert(models.Incident),
+            insert(rows_of(models.Incident)),
             [
                 {
                     "run": run.id, "round": i.round, "client": i.client, "at": i.at, "code": i.code,
@@ -171,19 +209,64 @@ def write(tx: Connection, change: Change) -> None:
                 for i in change.incidents
             ],
         )  # fmt: skip
-    values = _standing(run)
+    if change.entries:
+        entries = [
+            {"run": run.id, "number": e.number, "text": e.text, "hash": e.hash} for e in change.entries
+        ]
+        tx.execute(insert(rows_of(models.Audit)), entries)
+    _scrub(tx, run.id, change.scrub)
+
+
+def _stand(tx: Connection, change: Change) -> None:
+    """Where the run stands now. This comes first: on a database that several may write to it is what makes a writer
+    wait for the one before, and what refuses one whose epoch is over."""
+    run = change.run
+    values = {**_standing(run), "beat": change.at}
     if change.ended_at is not None:
         values["ended_at"] = change.ended_at
-    if change.before is None or values != _standing(change.before):
-        tx.execute(update(models.Run).where(models.Run.id == run.id).values(values))
+    if change.entries:
+        values |= {"audit_number": change.entries[-1].number, "audit_hash": change.entries[-1].hash}
+    if tx.execute(_owned(tuple(values)), {**values, "_run": run.id, "_epoch": change.epoch}).rowcount != 1:
+        raise Superseded(
+            f"run {run.spec.name!r} was taken over by another coordinator after epoch {change.epoch}; this one leaves "
+            "it alone"
+        )
 
 
 def _standing(run: Run) -> dict[str, Any]:
     """Where a run stands, as its row says it."""
     return {
         "status": run.status, "reason": run.reason, "kind": run.kind, "number": run.number,
-        "closed": run.closed, "streak": run.streak,
+        "closed": run.closed, "streak": run.streak, "head": run.head, "recovery": run.recovery, "beyond": run.beyond,
     }  # fmt: skip
+
+
+def _scrub(tx: Connection, run: str, scrub: Scrub) -> None:
+    updates, versions = rows_of(models.Update), rows_of(models.Model)
+    u, m = updates.c, versions.c
+    if scrub.updates:
+        where = (u.run == run) & u.round.in_(scrub.updates)
+        tx.execute(update(updates).where(where).values(kept=False, data=None))
+    if scrub.states:
+        where = (m.run == run) & m.round.in_([v.round for v in scrub.states])
+        tx.execute(update(versions).where(where).values(state="", down=""))
+    if scrub.models:
+        where = (m.run == run) & m.round.in_([v.round for v in scrub.models])
+        tx.execute(update(versions).where(where).values(kept=False, state="", down=""))
+
+
+def beat(tx: Connection, run: str, epoch: int, at: float, owner: str | None = None) -> bool:
+    """Say that the run's owner lives (or, with an empty `owner`, that it has none); False if it is another's."""
+    values: dict[str, Any] = {"beat": at} if owner is None else {"beat": at, "owner": owner}
+    return tx.execute(_owned(tuple(values)), {**values, "_run": run, "_epoch": epoch}).rowcount == 1
+
+
+@cache
+def _owned(names: tuple[str, ...]) -> Any:
+    """The statement that sets these columns of a run in its owner's epoch."""
+    run = rows_of(models.Run).c
+    mine = (run.id == bindparam("_run")) & (run.epoch == bindparam("_epoch"))
+    return update(rows_of(models.Run)).where(mine).values({name: bindparam(name) for name in names})
 
 
 def _write_rounds(tx: Connection, run: str, change: Change) -> None:
@@ -204,6 +287,7 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
                     "terms_digest": r.terms.digest, "opened_at": r.opened_at, "asked_at": r.asked_at,
                     "folding_at": r.folding_at, "ended_at": r.ended_at,
                     "bytes_down": change.bytes_down.get(number, 0),
+                    "link": change.heads.get(number, ("", ""))[0], "head": change.heads.get(number, ("", ""))[1],
                 }
             )  # fmt: skip
         there = set(participants(before)) if before is not None else set()
@@ -213,7 +297,7 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
             row = {"run": run, "round": number, "client": client, "status": status, "reason": reason}
             at = answered.get((number, client))
             (others if at is None else heard).append(row if at is None else {**row, "answered_at": at})
-    moving = ("stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down")
+    moving = ("stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down", "link", "head")
     _upsert(tx, models.Round, rows, ("run", "number"), moving)
     key = ("run", "round", "client")
     _upsert(tx, models.Participant, heard, key, ("status", "reason", "answered_at"))

@@ -4,54 +4,120 @@ Every method is one transaction and blocks; the driver calls them from worker th
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from koinon_coordinator.store import changes, queries, schema
+import structlog
+
+from koinon_coordinator.store import changes, owners, queries, schema
 from koinon_coordinator.store.blobs import Blobs
-from koinon_coordinator.store.changes import Change, Incident, ModelVersion
+from koinon_coordinator.store.changes import Change, Incident, ModelVersion, UpdateRow
+from koinon_coordinator.store.folder import Folder
+from koinon_coordinator.store.owners import Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
 from koinon_coordinator.store.tx import Database
+from koinon_coordinator.store.uploads import Part, Uploads
+from koinon_core.audit import Entry
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
 from koinon_core.errors import Conflict, NotFound, StoreError
+from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
 from koinon_core.round.events import Event
-from koinon_core.update import Head
 from koinon_core.wire.convert import INLINE
 
 __all__ = ["Store"]
 
+_log = structlog.get_logger("koinon.store")
 _AT_HAND = 64
+_PAGE = 500
 
 
 class Store:
-    """Opens (and migrates) the database at `url`, with blobs in `folder` or beside an SQLite file."""
+    """Opens (and migrates) the database at `url`, with blobs in `folder` or beside an SQLite file. `quota` is the
+    most bytes that the folder may hold."""
 
-    def __init__(self, url: str, folder: Path | None = None):
+    def __init__(self, url: str, folder: Path | None = None, quota: int | None = None):
         self.database = Database(url)
         file = self.database.url.database
         if folder is None and (self.database.url.get_backend_name() != "sqlite" or not file):
-            raise StoreError(f"--data must name the folder for blobs when the database is {url!r}")
-        self.blobs = Blobs(folder or Path(f"{file}.blobs"))
+            raise StoreError("--data must name the folder for blobs where the database is no SQLite file")
+        self.folder = Folder(folder or Path(f"{file}.blobs"), quota)
+        self.blobs, self.uploads = Blobs(self.folder), Uploads(self.folder)
         self._small: OrderedDict[str, bytes] = OrderedDict()
-        schema.upgrade(self.database)
+        try:
+            schema.upgrade(self.database)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self.database.close()
-        self.blobs.close()
+        self.folder.close()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other coordinators could reach this database."""
+        return self.database.url.get_backend_name() != "sqlite"
+
+    @property
+    def owner(self) -> str:
+        """Who owns the runs that are driven with this store's folder."""
+        return self.folder.owner
+
+    def sweep(self) -> int:
+        """Put the folder in order, before anything else uses it: take in what an older version kept elsewhere, remove
+        what no row names. Returns how many files went."""
+        kept = {row.id: set(self.kept_rounds(row.id)) | {row.number} for row in self.runs()}
+        for run, rounds in kept.items():
+            for update in (u for number in rounds for u in self.updates(run, number)):
+                if update.data is None and update.size:
+                    part = Part(run, update.round, update.client)
+                    self.uploads.adopt(part, update.digest, self.blobs.path(update.digest))
+        contents = self.database.read("contents", queries.contents)
+        self.collect({digest for digest, _, _ in contents})
+        for run, number in self.uploads.rounds():
+            if number not in kept.get(run, ()):
+                self.uploads.scrub(run, number)
+        contents = self.database.read("contents", queries.contents)
+        return self.blobs.sweep({digest for digest, _, file in contents if file})
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def create_run(self, change: Change, at: float) -> None:
+    def create_run(self, change: Change) -> None:
         """A new run with its first model and round; Conflict if its name is taken."""
         name = change.run.spec.name
         if any(row.name == name for row in self.runs()):
             raise Conflict(f"there is a run named {name!r} already; choose another name")
-        self.database.write("create run", partial(changes.create_run, change=change, created_at=at))
+        self.database.write("create run", partial(changes.create_run, change=change, created_at=change.at))
+        self._written(change)
 
     def write(self, change: Change) -> None:
+        """One turn of a run. Superseded if it is another coordinator's by now."""
         self.database.write("turn", partial(changes.write, change=change))
+        self._written(change)
+
+    def _written(self, change: Change) -> None:
+        """What is due once a change is committed: contents may be collected again, and what was scrubbed goes. What
+        cannot be removed now goes when the folder is next put in order."""
+        self.blobs.unpin(digest for digest, _, data in change.contents if data is None)
+        try:
+            for round_ in change.scrub.updates:
+                self.uploads.scrub(change.run.id, round_)
+            self.collect(change.scrub.contents)
+        except StoreError as error:
+            _log.warning("what is kept no longer was not removed yet", reason=str(error))
+
+    def collect(self, digests: set[str]) -> None:
+        """Remove those contents that no model needs any more."""
+
+        def release(free: set[str]) -> list[str]:
+            return self.database.write("collect", partial(queries.release, digests=free)) if free else []
+
+        waiting = sorted(digests)
+        for at in range(0, len(waiting), _PAGE):
+            self.blobs.collect(waiting[at : at + _PAGE], release)
 
     def see_device(self, name: str, version: str, at: float) -> None:
         self.database.write("see device", partial(changes.see_device, name=name, version=version, at=at))
@@ -70,16 +136,49 @@ class Store:
         while len(self._small) > _AT_HAND:
             self._small.popitem(last=False)
 
+    # -- owning -----------------------------------------------------------------------------------------------
+
+    def take(self, run: str, now: float) -> Held:
+        """Take a run up in a new epoch; Conflict while another coordinator drives it."""
+        return self.database.write("take up", partial(owners.take, run=run, owner=self.owner, now=now))
+
+    def beat(self, run: str, epoch: int, now: float) -> bool:
+        """Say that the run's owner lives; False if it is another's by now."""
+        return self.database.write("beat", partial(changes.beat, run=run, epoch=epoch, at=now))
+
+    def release(self, run: str, epoch: int, now: float) -> None:
+        """Leave a run to whoever comes next."""
+        self.database.write("release", partial(changes.beat, run=run, epoch=epoch, at=now, owner=""))
+
     # -- reading ----------------------------------------------------------------------------------------------
 
     def runs(self) -> list[RunRow]:
         return self.database.read("runs", queries.run_rows)
 
+    def run(self, run: str) -> RunRow:
+        """One run by its id."""
+        return next(row for row in self.runs() if row.id == run)
+
     def events(self, run: str, round_: int) -> list[Event]:
         return self.database.read("events", partial(queries.events, run=run, round_=round_))
 
-    def heads(self, run: str, round_: int) -> dict[str, tuple[str, int, Head]]:
-        return self.database.read("heads", partial(queries.heads, run=run, round_=round_))
+    def updates(self, run: str, round_: int) -> list[UpdateRow]:
+        """The updates of a round, as far as they are kept."""
+        return self.database.read("updates", partial(queries.updates, run=run, round_=round_))
+
+    def update_window(self, run: str, update: UpdateRow) -> Window:
+        """A reader of an update's bytes."""
+        data = update.data
+        if data is not None or not update.size:
+            known = data or b""
+            return lambda offset, length: known[offset : offset + length]
+        return self.uploads.window(Part(run, update.round, update.client), update.digest)
+
+    def kept_rounds(self, run: str) -> list[int]:
+        return self.database.read("kept rounds", partial(queries.kept_rounds, run=run))
+
+    def kept_versions(self, run: str) -> list[ModelVersion]:
+        return self.database.read("kept versions", partial(queries.kept_versions, run=run))
 
     def rounds(self, run: str, since: int = 0) -> list[RoundRow]:
         return self.database.read("rounds", partial(queries.round_rows, run=run, since=since))
@@ -90,15 +189,36 @@ class Store:
     def verdict(self, run: str, round_: int, client: str) -> tuple[Verdict, str]:
         return self.database.read("verdict", partial(queries.verdict, run=run, round_=round_, client=client))
 
+    def last_counted(self, run: str, client: str) -> int:
+        return self.database.read("last counted", partial(queries.last_counted, run=run, client=client))
+
+    def standing(self, run: str, since: int) -> tuple[Standing, dict[int, str]]:
+        """Where the run stands, and its history from round `since` on (0: none of it)."""
+        return self.database.read("standing", partial(queries.standing, run=run, since=since))
+
+    def audit(self, run: str, after: int = 0) -> Iterator[Entry]:
+        """The run's audit log, oldest entry first, read page by page."""
+        while page := self.database.read("audit", partial(queries.audit, run=run, after=after, most=_PAGE)):
+            yield from page
+            after = page[-1].number
+
     def latest_model(self, run: str) -> ModelVersion:
-        return self.database.read("latest model", partial(queries.latest_model, run=run))
+        return self.model_at(run, None)
 
     def model_at(self, run: str, round_: int | None) -> ModelVersion:
-        """NotFound if that round made no model."""
-        model = self.database.read("model", partial(queries.model_at, run=run, round_=round_))
-        if model is None:
+        """The model that a round made. NotFound if it made none, or if it is kept no longer."""
+        found = self.database.read("model", partial(queries.model_at, run=run, round_=round_))
+        if found is None:
             raise NotFound(f"round {round_} made no model; `koinon run show` lists those that did")
-        return model
+        version, kept = found
+        if not kept:
+            raise NotFound(f"the model of round {round_} is kept no longer (models in the run's config)")
+        return version
+
+    def model_before(self, run: str, round_: int) -> ModelVersion | None:
+        """The model that a round stood on, if it is still kept."""
+        found = self.database.read("model", partial(queries.model_before, run=run, round_=round_))
+        return found[0] if found and found[1] else None
 
     def window(self, digest: str) -> tuple[Window, int]:
         """(reader, size) of a content, wherever it is."""

@@ -1,17 +1,20 @@
 """The tables of the run database.
 
-    runs           one row a run: its spec and where it stands
+    runs           one row a run: its spec, where it stands, and who owns it
     rounds         one row a round, from its opening to its end
     events         what happened in a round, in order: folding them rebuilds it
     participants   one row a device and round: asked, answered, counted or why not
-    updates        what a device sent; (run, round, client) is unique, so nothing is counted twice
+    updates        what a device sent; (run, round, client) is unique, so nothing is counted twice. Small ones have
+                   their bytes in the row, large ones are a file; both are scrubbed after their round, by policy
     models         one row a model version, with the strategy's state behind it
     metrics        numbers of a round, by name
     incidents      what was refused or went wrong, for the operator
     contents       bytes by SHA-256: small ones in the row, large ones in a file beside the database
     devices        every device that ever attended
+    audit          what was decided about a run, as a hash chain
 
-A content is written before the row that names it, in the same transaction or an earlier one.
+A content is written before the row that names it, in the same transaction or an earlier one. Every change of a run
+begins with its row, and only where the row still has the writer's `epoch`: whoever took the run over has set it up.
 """
 
 from typing import Any
@@ -29,10 +32,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )  # fmt: skip
+from sqlalchemy import Table as CoreTable
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
-    "Content", "Device", "Event", "Incident", "Metric", "Model", "Participant", "Round", "Run", "Table", "Update",
+    "Audit", "Content", "Device", "Event", "Incident", "Metric", "Model", "Participant", "Round", "Run", "Table",
+    "Update", "rows_of",
 ]  # fmt: skip
 
 _RUN = "runs.id"
@@ -65,6 +70,14 @@ class Run(Table):
     streak: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float] = mapped_column(Float(53))
     ended_at: Mapped[float | None] = mapped_column(Float(53))
+    head: Mapped[str] = mapped_column(String(64), default="")
+    recovery: Mapped[int] = mapped_column(default=0)
+    beyond: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[str] = mapped_column(String(64), default="")
+    epoch: Mapped[int] = mapped_column(default=0)
+    beat: Mapped[float] = mapped_column(Float(53), default=0.0)
+    audit_number: Mapped[int] = mapped_column(default=0)
+    audit_hash: Mapped[str] = mapped_column(String(64), default="")
 
 
 class Round(Table):
@@ -80,6 +93,8 @@ class Round(Table):
     folding_at: Mapped[float | None] = mapped_column(Float(53))
     ended_at: Mapped[float | None] = mapped_column(Float(53))
     bytes_down: Mapped[int] = mapped_column(default=0)
+    link: Mapped[str] = mapped_column(String(64), default="")
+    head: Mapped[str] = mapped_column(String(64), default="")
 
 
 class Event(Table):
@@ -113,6 +128,8 @@ class Update(Table):
     codec: Mapped[str] = mapped_column(String(16))
     head: Mapped[dict[str, Any]]
     at: Mapped[float] = mapped_column(Float(53))
+    data: Mapped[bytes | None] = mapped_column(LargeBinary)
+    kept: Mapped[bool] = mapped_column(default=True)
     __table_args__ = (UniqueConstraint("run", "round", "client"),)
 
 
@@ -123,6 +140,7 @@ class Model(Table):
     digest: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(64), default="")
     down: Mapped[str] = mapped_column(String(64), default="")
+    kept: Mapped[bool] = mapped_column(default=True)
 
 
 class Metric(Table):
@@ -151,9 +169,24 @@ class Content(Table):
     data: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
+class Audit(Table):
+    __tablename__ = "audit"
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[bytes] = mapped_column(LargeBinary)
+    hash: Mapped[str] = mapped_column(String(64))
+
+
 class Device(Table):
     __tablename__ = "devices"
     name: Mapped[str] = mapped_column(String(128), primary_key=True)
     version: Mapped[str] = mapped_column(String(32))
     first_seen: Mapped[float] = mapped_column(Float(53))
     last_seen: Mapped[float] = mapped_column(Float(53))
+
+
+def rows_of(table: type[Table]) -> CoreTable:
+    """The table itself, for statements that no ORM looks at: those are made in a fraction of the time."""
+    core = table.__table__
+    assert isinstance(core, CoreTable)
+    return core

@@ -3,18 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, delete, func, select, union
 
 from koinon_coordinator.store import models
-from koinon_coordinator.store.changes import Incident, ModelVersion
+from koinon_coordinator.store.changes import Incident, ModelVersion, UpdateRow
+from koinon_coordinator.store.models import rows_of
+from koinon_core.audit import Entry
+from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
 from koinon_core.round.events import Event, load
 from koinon_core.update import Head
 
 __all__ = [
-    "ParticipantRow", "RoundRow", "RunRow", "content", "events", "heads", "incidents", "latest_model", "model_at",
-    "round_rows", "run_rows", "verdict",
+    "ParticipantRow", "RoundRow", "RunRow", "audit", "content", "contents", "events", "incidents", "kept_rounds",
+    "kept_versions", "last_counted", "model_at", "model_before", "release", "round_rows", "run_rows", "standing",
+    "updates", "verdict",
 ]  # fmt: skip
+
+
+_MOST_LINKS = 1 << 16  # 2.6 MB of history; a device that was away for longer must be let in anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +37,14 @@ class RunRow:
     streak: int
     created_at: float
     ended_at: float | None
+    head: str
+    recovery: int
+    beyond: int
+    owner: str
+    epoch: int
+    beat: float
+    audit_number: int
+    audit_hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +68,7 @@ class RoundRow:
     folding_at: float | None
     ended_at: float | None
     bytes_down: int
+    head: str
     model: str = ""
     participants: tuple[ParticipantRow, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -64,55 +80,118 @@ class RoundRow:
 
 def run_rows(tx: Connection) -> list[RunRow]:
     """Every run, oldest first."""
-    return [RunRow(**row._mapping) for row in tx.execute(select(models.Run.__table__).order_by("created_at"))]
+    return [
+        RunRow(**row._mapping) for row in tx.execute(select(rows_of(models.Run)).order_by("created_at", "id"))
+    ]
 
 
 def events(tx: Connection, run: str, round_: int) -> list[Event]:
     """The stored events of a round, in order."""
-    table = models.Event
+    table = rows_of(models.Event).c
     rows = tx.execute(
         select(table.kind, table.data).where(table.run == run, table.round == round_).order_by(table.id)
     )
     return [load(kind, data) for kind, data in rows]
 
 
-def heads(tx: Connection, run: str, round_: int) -> dict[str, tuple[str, int, Head]]:
-    """(digest, size, head) of the updates of a round, by client."""
-    table = models.Update
+def updates(tx: Connection, run: str, round_: int) -> list[UpdateRow]:
+    """The updates of a round that are kept, by client."""
+    u = rows_of(models.Update).c
+    columns = select(u.client, u.round, u.digest, u.size, u.codec, u.head, u.at, u.data)
+    rows = tx.execute(columns.where(u.run == run, u.round == round_, u.kept).order_by(u.client))
+    return [UpdateRow(c, r, d, n, k, Head.from_json(h), at, b) for c, r, d, n, k, h, at, b in rows]
+
+
+def kept_rounds(tx: Connection, run: str) -> list[int]:
+    """Rounds of which updates are kept."""
+    u = rows_of(models.Update).c
+    rows = tx.execute(select(u.round).where(u.run == run, u.kept).distinct().order_by(u.round))
+    return list(rows.scalars())
+
+
+def kept_versions(tx: Connection, run: str) -> list[ModelVersion]:
+    """The model versions that are kept, oldest first."""
+    m = rows_of(models.Model).c
     rows = tx.execute(
-        select(table.client, table.digest, table.size, table.head).where(
-            table.run == run, table.round == round_
-        )
+        select(m.round, m.digest, m.state, m.down).where(m.run == run, m.kept).order_by(m.round)
     )
-    return {client: (digest, size, Head.from_json(head)) for client, digest, size, head in rows}
+    return [ModelVersion(*row) for row in rows]
 
 
-def latest_model(tx: Connection, run: str) -> ModelVersion:
-    """The newest model version of a run."""
-    return model_at(tx, run, None)  # type: ignore[return-value]  # a run is created with its first model
-
-
-def model_at(tx: Connection, run: str, round_: int | None) -> ModelVersion | None:
-    """The model that round `round_` made (0: the first; None: the newest)."""
-    table = models.Model
-    query = select(table.round, table.digest, table.state, table.down).where(table.run == run)
-    query = (
-        query.order_by(table.round.desc()).limit(1) if round_ is None else query.where(table.round == round_)
-    )
+def model_at(tx: Connection, run: str, round_: int | None) -> tuple[ModelVersion, bool] | None:
+    """The model that round `round_` made (0: the first; None: the newest), and whether it is kept."""
+    m = rows_of(models.Model).c
+    query = select(m.round, m.digest, m.state, m.down, m.kept).where(m.run == run)
+    query = query.order_by(m.round.desc()).limit(1) if round_ is None else query.where(m.round == round_)
     row = tx.execute(query).one_or_none()
-    return ModelVersion(*row) if row else None
+    return (ModelVersion(*row[:4]), row[4]) if row else None
+
+
+def model_before(tx: Connection, run: str, round_: int) -> tuple[ModelVersion, bool] | None:
+    """The model that round `round_` stood on, and whether it is kept."""
+    m = rows_of(models.Model).c
+    query = select(m.round, m.digest, m.state, m.down, m.kept).where(m.run == run, m.round < round_)
+    row = tx.execute(query.order_by(m.round.desc()).limit(1)).one_or_none()
+    return (ModelVersion(*row[:4]), row[4]) if row else None
+
+
+def standing(tx: Connection, run: str, since: int) -> tuple[Standing, dict[int, str]]:
+    """Where the run stands, and the link of every round that is over, from `since` on (0: none of them)."""
+    one, r = rows_of(models.Run).c, rows_of(models.Round).c
+    number, head, recovery = tx.execute(select(one.number, one.head, one.recovery).where(one.id == run)).one()
+    over = select(r.number, r.link).where(r.run == run, r.number >= since, r.link != "").order_by(r.number)
+    links = {n: link for n, link in tx.execute(over.limit(_MOST_LINKS))} if since else {}  # noqa: C416 - dict() takes a cursor for a mapping
+    return Standing(round=number, head=head, recovery=recovery), links
+
+
+def last_counted(tx: Connection, run: str, client: str) -> int:
+    """The last round that counted an update of this device; 0 if none did."""
+    p = rows_of(models.Participant).c
+    counted = (p.run == run) & (p.client == client) & (p.status == "counted")
+    return tx.execute(select(func.max(p.round)).where(counted)).scalar() or 0
+
+
+def audit(tx: Connection, run: str, after: int, most: int) -> list[Entry]:
+    """Entries of a run's audit log, from the one after number `after` on."""
+    a = rows_of(models.Audit).c
+    rows = tx.execute(
+        select(a.number, a.text, a.hash).where(a.run == run, a.number > after).order_by(a.number).limit(most)
+    )
+    return [Entry(number, text, hash_) for number, text, hash_ in rows]
+
+
+def contents(tx: Connection) -> list[tuple[str, int, bool]]:
+    """(digest, size, whether it is a file) of every content."""
+    c = rows_of(models.Content).c
+    rows = tx.execute(select(c.digest, c.size, c.data.is_(None)).order_by(c.digest))
+    return [(digest, size, file) for digest, size, file in rows]
+
+
+def release(tx: Connection, digests: set[str]) -> list[str]:
+    """Delete the rows of those contents that no model names any more; returns them."""
+    m, c = rows_of(models.Model).c, rows_of(models.Content).c
+    # Held first: a change that names one of them meanwhile waits, and then writes its row anew.
+    tx.execute(select(c.digest).where(c.digest.in_(digests)).order_by(c.digest).with_for_update()).all()
+    named = union(
+        select(m.digest).where(m.kept, m.digest.in_(digests)),
+        select(m.state).where(m.state.in_(digests)),
+        select(m.down).where(m.down.in_(digests)),
+    )
+    free = sorted(digests - set(tx.execute(named).scalars()))
+    tx.execute(delete(rows_of(models.Content)).where(c.digest.in_(free)))
+    return free
 
 
 def content(tx: Connection, digest: str) -> tuple[int, bytes | None] | None:
     """(size, bytes or None if it is a blob) of a content."""
-    table = models.Content
+    table = rows_of(models.Content).c
     row = tx.execute(select(table.size, table.data).where(table.digest == digest)).one_or_none()
     return (row[0], row[1]) if row else None
 
 
 def verdict(tx: Connection, run: str, round_: int, client: str) -> tuple[Verdict, str]:
     """What became of a device's part in a round that is over."""
-    table = models.Participant
+    table = rows_of(models.Participant).c
     row = tx.execute(
         select(table.status, table.reason).where(
             table.run == run, table.round == round_, table.client == client
@@ -126,11 +205,12 @@ def verdict(tx: Connection, run: str, round_: int, client: str) -> tuple[Verdict
 
 def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
     """The rounds of a run from number `since` on, with who took part and what was measured."""
-    r, p, u, m = models.Round, models.Participant, models.Update, models.Metric
+    r, p, u, m = (rows_of(t).c for t in (models.Round, models.Participant, models.Update, models.Metric))
     people: dict[int, list[ParticipantRow]] = {}
     joined = (
         select(p.round, p.client, p.status, p.reason, p.answered_at, u.size, u.head)
-        .outerjoin(u, (u.run == p.run) & (u.round == p.round) & (u.client == p.client))
+        .select_from(rows_of(models.Participant))
+        .outerjoin(rows_of(models.Update), (u.run == p.run) & (u.round == p.round) & (u.client == p.client))
         .where(p.run == run, p.round >= since)
         .order_by(p.round, p.client)
     )
@@ -145,11 +225,12 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
         select(m.round, m.name, m.value).where(m.run == run, m.round >= since).order_by(m.name)
     ):
         metrics.setdefault(number, {})[name] = value
-    model = models.Model
+    model = rows_of(models.Model).c
     versions = tx.execute(select(model.round, model.digest).where(model.run == run, model.round >= since))
     made = {number: digest for number, digest in versions}  # noqa: C416 - dict() takes a cursor for a mapping
     columns = (
         r.number, r.kind, r.stage, r.reason, r.opened_at, r.asked_at, r.folding_at, r.ended_at, r.bytes_down,
+        r.head,
     )  # fmt: skip
     rows = tx.execute(select(*columns).where(r.run == run, r.number >= since).order_by(r.number))
     return [
@@ -163,7 +244,7 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
 
 def incidents(tx: Connection, run: str, most: int = 100) -> list[Incident]:
     """The newest incidents of a run, oldest first."""
-    i = models.Incident
+    i = rows_of(models.Incident).c
     rows = tx.execute(
         select(i.at, i.client, i.round, i.code, i.message)
         .where(i.run == run)

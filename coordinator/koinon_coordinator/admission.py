@@ -1,0 +1,103 @@
+"""Admission: whether what a device sent may become a fact of its round.
+
+An update is checked against the round's terms, the run's schema, its grid and its bound before the machine hears of
+it. One that is refused is an incident, and costs nobody but its sender.
+"""
+
+from dataclasses import dataclass
+
+from koinon_coordinator.closing import Plan, open_update
+from koinon_coordinator.ledger import Item
+from koinon_coordinator.store import Incident, Part, Store, UpdateRow
+from koinon_core import codec
+from koinon_core import run as runs
+from koinon_core.canonical import sha256
+from koinon_core.errors import BadBlob, RemoteProtocolError
+from koinon_core.fold import verify
+from koinon_core.round.machine import Round
+from koinon_core.run import Run
+from koinon_core.update import Head
+from koinon_core.wire.convert import INLINE
+
+__all__ = ["Answer", "admit", "check_upload"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a device sent for a round. `data` is the update's bytes where they came along, else they were uploaded."""
+
+    client: str
+    round: int
+    terms: str
+    digest: str
+    size: int
+    data: bytes
+    head: Head
+
+
+def admit(store: Store, plan: Plan, run: Run, answer: Answer, now: float) -> Item:
+    """The item that the run's next turn takes. May read the whole update: call it where that may block."""
+    client, number = answer.client, answer.round
+    if not run.wants(client, number):
+        fact, odd = runs.Answered(now, client, number, answer.digest), _odd(run, client, answer.digest)
+        return Item(
+            fact, incident=Incident(now, client, number, "REFUSED", f"refused: {odd}") if odd else None
+        )
+    assert run.round is not None
+    try:
+        update = _check(store, plan, run.round, answer, now)
+    except (BadBlob, RemoteProtocolError) as error:
+        reason = f"refused: {error}"
+        return Item(
+            runs.Resigned(now, client, number, "REFUSED", reason),
+            incident=Incident(now, client, number, error.code, reason),
+        )
+    return Item(runs.Answered(now, client, number, answer.digest), update=update)
+
+
+def check_upload(plan: Plan, size: int) -> None:
+    """Raise BadBlob for an update larger than this run's can be."""
+    limit = codec.size_limit(plan.layout.update)
+    if size > limit:
+        raise BadBlob(f"an update of {size} bytes is refused: this run's model needs at most {limit}")
+
+
+def _check(store: Store, plan: Plan, r: Round, answer: Answer, now: float) -> UpdateRow:
+    terms = r.terms
+    if answer.terms != terms.digest:
+        raise RemoteProtocolError("the update was made under other terms than this round's")
+    trained = terms.kind == "train"
+    answer.head.check(trained=trained, max_examples=terms.max_examples, totals=plan.strategy.totals())
+    if not trained and (answer.digest or answer.size or answer.data):
+        raise BadBlob("an evaluation has numbers only, and this one came with bytes")
+    if len(answer.data) > INLINE:
+        raise BadBlob(f"an update of {len(answer.data)} bytes must be uploaded, not sent in the message")
+    check_upload(plan, answer.size)
+    inline = answer.data if answer.size and len(answer.data) == answer.size else None
+    update = UpdateRow(
+        answer.client, answer.round, answer.digest, answer.size, terms.codec, answer.head, now, inline
+    )
+    if trained:
+        _check_bytes(store, plan, terms.run, update)
+    return update
+
+
+def _check_bytes(store: Store, plan: Plan, run: str, update: UpdateRow) -> None:
+    if update.data is not None:
+        if sha256(update.data) != update.digest:
+            raise BadBlob("the update's bytes are not what its digest says; send them again")
+    elif not store.uploads.has(Part(run, update.round, update.client), update.digest):
+        raise BadBlob("the update's bytes never arrived; upload them before they are handed in")
+    spec = plan.spec
+    verify(open_update(store, plan, run, update), plan.layout.update, spec.grid, spec.bound)
+
+
+def _odd(run: Run, client: str, digest: str) -> str:
+    """What the operator should know of an answer that the open round did not wait for; an honest device's second
+    try is nothing odd."""
+    r = run.round
+    if r is None or not r.update.asked:
+        return ""
+    if client not in r.update.asked:
+        return "an update came from this device, which was not asked in this round"
+    return "" if r.update.heard.get(client, digest) == digest else "a second, different update for this round"

@@ -1,0 +1,39 @@
+"""What of a run is kept after a round, by the run's policy: pure arithmetic over round numbers."""
+
+from dataclasses import dataclass, replace
+
+from koinon_coordinator.store import ModelVersion, Scrub
+from koinon_core.spec import RunSpec
+
+__all__ = ["Kept"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept now: rounds whose updates are there, and versions whose models are, oldest first."""
+
+    rounds: tuple[int, ...] = ()
+    versions: tuple[ModelVersion, ...] = ()
+
+    def with_round(self, number: int) -> "Kept":
+        return self if number in self.rounds else replace(self, rounds=(*self.rounds, number))
+
+    def with_version(self, version: ModelVersion) -> "Kept":
+        return replace(self, versions=(*self.versions, version))
+
+    def after(self, spec: RunSpec, number: int) -> tuple["Kept", Scrub]:
+        """What is still kept once round `number` is over, and what goes.
+
+        The updates of a round are of use only together with the state that it stood on, so both go together. The
+        newest model and its state always stay.
+        """
+        updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept)
+        rounds = tuple(n for n in self.rounds if n not in updates)
+        stood_on = [v for v in self.versions if v.round <= number - spec.updates_kept][:-1]
+        states = tuple(v for v in stood_on if v.state or v.down)
+        models = tuple(v for v in self.versions[:-1] if v.round < number - spec.models_kept)
+        bare = {v.round for v in states}
+        versions = tuple(
+            replace(v, state="", down="") if v.round in bare else v for v in self.versions if v not in models
+        )
+        return Kept(rounds, versions), Scrub(updates, states, models)

@@ -1,0 +1,311 @@
+"""Whether what is stored of a run agrees with itself: its events, the rows that follow from them, and the two chains.
+
+Everything here reads, and yields a `Finding` for whatever does not belong. Events are what a round is; every other row
+about it can be computed again from them, and is compared with that.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from koinon_coordinator.store import changes, models, queries
+from koinon_coordinator.store.queries import RunRow
+from koinon_core import audit
+from koinon_core.audit import Entry
+from koinon_core.canonical import sha256
+from koinon_core.errors import KoinonError
+from koinon_core.history import extend, genesis, link_of
+from koinon_core.round.machine import Round, rebuild
+from koinon_core.spec import RunSpec
+
+__all__ = ["UNREADABLE", "Finding", "of_run"]
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, KoinonError)
+"""What reading a damaged value can raise, whatever it was meant to be."""
+
+_PAGE = 500
+_STATUSES = ("running", "paused", "finished", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong, in a sentence, and what it is about."""
+
+    text: str
+    run: str = ""
+    round: int | None = None
+    device: str = ""
+    digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def of_run(tx: Connection, row: RunRow, contents: set[str]) -> Iterator[Finding]:
+    """What is wrong with a run. `contents` are the digests of all contents that have a row."""
+    try:
+        log = _Log(tx, row)
+        yield from log.findings()
+        yield from _row(row, log)
+    except UNREADABLE as error:
+        yield Finding(
+            run=row.name, text=f"run {row.name!r}: its row or its audit log cannot be read ({error})"
+        )
+        log = None
+    yield from _Rounds(tx, row, log).findings()
+    yield from _versions(tx, row, contents)
+
+
+# -- the audit log and the run's own row ----------------------------------------------------------------------
+
+
+class _Log:
+    """A run's audit log, followed once: what it says that the rows must say too."""
+
+    def __init__(self, tx: Connection, row: RunRow):
+        self.row, self.epoch, self.recovery = row, 0, 0
+        self.first: Entry | None = None
+        self.report = audit.verify(self._noted(chain.from_iterable(_pages(tx, row.id))))
+
+    def _noted(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            self.first = self.first or entry
+            try:
+                value = entry.value
+                if value["kind"] == "taken up":
+                    self.epoch = max(self.epoch, int(value["epoch"]))
+                if value["kind"] == "recovered":
+                    self.recovery = int(value["recovery"])
+            except UNREADABLE:
+                pass  # whoever follows the chain says so
+            yield entry
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the run began under an older version, which wrote no history."""
+        return self.first is None or self.first.value["kind"] == "anchored"
+
+    @property
+    def genesis(self) -> str:
+        """The head that the history begins with; empty if it has not begun."""
+        return str(self.first.value["head"]) if self.first is not None else ""
+
+    def findings(self) -> Iterator[Finding]:
+        row, report = self.row, self.report
+        said: list[str] = [f"its audit log is broken: {problem}" for problem in report.problems]
+        if not said and (report.entries, report.hash) != (row.audit_number, row.audit_hash):
+            said.append(
+                f"its audit log ends with entry {report.entries} ({report.hash[:12]}), its row says "
+                f"{row.audit_number} ({row.audit_hash[:12]})"
+            )
+        if not said and report.head != row.head:
+            said.append(f"its audit log leads to head {report.head[:12]}, its row says {row.head[:12]}")
+        yield from (Finding(run=row.name, text=f"run {row.name!r}: {text}") for text in said)
+
+
+def _pages(tx: Connection, run: str) -> Iterator[list[Entry]]:
+    after = 0
+    while page := queries.audit(tx, run, after, _PAGE):
+        yield page
+        after = page[-1].number
+
+
+def _row(row: RunRow, log: _Log) -> Iterator[Finding]:
+    """The run's row against its spec and its log."""
+    said: list[str] = []
+    if RunSpec.decode(row.spec).name != row.name:
+        said.append("its spec has another name")
+    first = log.first.value if log.first is not None else {}
+    if first.get("kind") == "created" and first["spec"].encode() != row.spec:
+        said.append("its spec is not the one that it was created with")
+    if row.status not in _STATUSES or row.kind not in ("train", "evaluate"):
+        said.append(f"its status {row.status!r} ({row.kind!r}) is none")
+    if (row.ended_at is None) != (row.status in ("running", "paused")):
+        said.append(f"its status is {row.status!r}, and that it ended at {row.ended_at}")
+    if row.epoch < log.epoch or row.recovery != log.recovery:
+        said.append(
+            f"its row says epoch {row.epoch} and recovery {row.recovery}, its audit log {log.epoch} and "
+            f"{log.recovery}"
+        )
+    yield from (Finding(run=row.name, text=f"run {row.name!r}: {text}") for text in said)
+
+
+# -- rounds ---------------------------------------------------------------------------------------------------
+
+
+class _Rounds:
+    """A run's rounds, from the first on: each against its events, and the chain of their links."""
+
+    def __init__(self, tx: Connection, row: RunRow, log: _Log | None):
+        self.tx, self.row, self.log = tx, row, log
+        self.head = log.genesis if log is not None else ""
+        self.streak = 0
+
+    def findings(self) -> Iterator[Finding]:
+        r = models.Round
+        numbers = list(
+            self.tx.execute(select(r.number).where(r.run == self.row.id).order_by(r.number)).scalars()
+        )
+        for number in numbers:
+            for text, device in self._readable(number):
+                yield Finding(
+                    run=self.row.name, round=number, device=device,
+                    text=f"run {self.row.name!r}, round {number}{', ' + device if device else ''}: {text}",
+                )  # fmt: skip
+        yield from self._counts(numbers)
+
+    def _counts(self, numbers: list[int]) -> Iterator[Finding]:
+        """The run's row against its rounds."""
+        row, r, e = self.row, models.Round, models.Event
+        made = (r.run == row.id) & (r.stage == "closed") & (r.kind == "train")
+        closed = len(self.tx.execute(select(r.number).where(made)).all())
+        said: list[str] = []
+        if (row.number, row.closed) != (max(numbers, default=0), closed):
+            said.append(
+                f"its row counts {row.number} rounds and {row.closed} that made a model, there are "
+                f"{max(numbers, default=0)} and {closed}"
+            )
+        if row.streak != self.streak:
+            said.append(f"its row counts {row.streak} rounds abandoned in a row, there are {self.streak}")
+        if self.log is not None and self.head != row.head:
+            said.append(
+                f"the links of its rounds lead to head {self.head[:12]}, its row says {row.head[:12]}"
+            )
+        events = self.tx.execute(select(e.round).where(e.run == row.id).distinct()).scalars()
+        if strays := sorted(set(events) - set(numbers)):
+            said.append(f"there are events of round {strays[0]}, which it does not have")
+        yield from (Finding(run=row.name, text=f"run {row.name!r}: {text}") for text in said)
+
+    def _readable(self, number: int) -> Iterator[tuple[str, str]]:
+        try:
+            yield from self._round(number)
+        except UNREADABLE as error:
+            yield f"what is stored of it cannot be read ({error})", ""
+
+    def _round(self, number: int) -> Iterator[tuple[str, str]]:
+        """(what is wrong, with which device)."""
+        r = rebuild(queries.events(self.tx, self.row.id, number))
+        if r is None:
+            yield "it has no events", ""
+            return
+        yield from ((text, "") for text in self._stored(number, r))
+        yield from self._people(r)
+        if r.over and r.terms.kind == "train" and r.reason != "was cancelled: the run was recovered":
+            counts = r.stage == "closed" or not r.reason.startswith("was cancelled: ")
+            self.streak = 0 if r.stage == "closed" else self.streak + counts
+
+    def _stored(self, number: int, r: Round) -> Iterator[str]:
+        """The round's row, its place in the history and its model."""
+        t, terms = models.Round.__table__, r.terms
+        row = self.tx.execute(select(t).where(t.c.run == self.row.id, t.c.number == number)).one()
+        wanted = {
+            "number": terms.round, "run": terms.run, "kind": terms.kind, "stage": r.stage, "reason": r.reason,
+            "terms_digest": terms.digest, "opened_at": r.opened_at, "asked_at": r.asked_at,
+            "folding_at": r.folding_at, "ended_at": r.ended_at,
+        }  # fmt: skip
+        for name, value in wanted.items():
+            if row._mapping[name] != value:
+                yield f"its row says {name} = {row._mapping[name]!r}, its events {value!r}"
+        yield from self._history(row.link, row.head, r)
+        yield from self._made(number, r)
+
+    def _history(self, link: str, head: str, r: Round) -> Iterator[str]:
+        if not r.over:
+            if link or head:
+                yield "it is open, and has a place in the history"
+            return
+        if not link and self.log is not None and self.log.anchored:
+            return  # it was over before the run had a history
+        if link != link_of(r):
+            yield f"its link {link[:12]!r} is not that of what it did"
+        self.head = extend(self.head, link)
+        if self.log is not None and head != self.head:
+            yield f"its head {head[:12]!r} does not follow from the rounds before it"
+
+    def _made(self, number: int, r: Round) -> Iterator[str]:
+        m = models.Model
+        version = self.tx.execute(
+            select(m.digest, m.state, m.kept).where(m.run == self.row.id, m.round == number)
+        ).one_or_none()
+        if r.stage != "closed" or r.terms.kind != "train":
+            if version is not None:
+                yield "it closed no training, and there is a model of it"
+        elif version is None:
+            yield "it closed, and there is no model of it"
+        elif version.digest != r.made.model:
+            yield f"it made model {r.made.model[:12]}, and {version.digest[:12]} is there"
+        elif version.state and r.made.sum and version.state != r.made.state:
+            yield f"it made state {r.made.state[:12]}, and {version.state[:12]} is there"
+
+    def _people(self, r: Round) -> Iterator[tuple[str, str]]:
+        """Participants and updates against those whom the round asked and heard."""
+        p, number = models.Participant, r.terms.round
+        rows = self.tx.execute(
+            select(p.client, p.status, p.reason).where(p.run == self.row.id, p.round == number)
+        )
+        told = {client: (status, reason) for client, status, reason in rows}
+        for client, status, reason in changes.participants(r):
+            if told.get(client) != (status, reason):
+                yield f"its row says {told.get(client)}, the events {(status, reason)}", client
+        accepted = set(r.accepted) if r.stage == "closed" else set()
+        for client in sorted(
+            c for c, (status, _) in told.items() if status == "counted" and c not in accepted
+        ):
+            yield "it is told that it counted, and it is not in the sum", client
+        yield from self._updates(r)
+
+    def _updates(self, r: Round) -> Iterator[tuple[str, str]]:
+        u, number = models.Update, r.terms.round
+        columns = (u.client, u.digest, u.size, u.kept, u.data, u.codec)
+        rows = self.tx.execute(select(*columns).where(u.run == self.row.id, u.round == number))
+        there = set()
+        for client, digest, size, kept, data, codec in rows:
+            there.add(client)
+            if r.update.heard.get(client) != digest:
+                yield f"its update {digest[:12]} is not the one that the round heard", client
+            if codec != r.terms.codec:
+                yield f"its update is said to be {codec!r}, the round's are {r.terms.codec!r}", client
+            if data is not None and not kept:
+                yield "its update was to go, and is still there", client
+            if data is not None and (len(data) != size or sha256(data) != digest):
+                yield f"its update {digest[:12]} is damaged", client
+        for client in sorted(r.update.heard.keys() - there):
+            yield "the round heard its update, and there is none", client
+
+
+def _versions(tx: Connection, row: RunRow, contents: set[str]) -> Iterator[Finding]:
+    """Models and states that are kept, and must have a content; and the first of them, which the history names."""
+    m = models.Model
+    rows = tx.execute(
+        select(m.round, m.digest, m.state, m.down, m.kept).where(m.run == row.id).order_by(m.round)
+    ).all()
+    for number, digest, state, down, kept in rows:
+        for what, named in (("model", digest if kept else ""), ("state", state), ("state for devices", down)):
+            if named and named not in contents:
+                yield Finding(
+                    run=row.name, round=number, digest=named,
+                    text=f"run {row.name!r}, round {number}: its {what} {named[:12]} is missing from the database",
+                )  # fmt: skip
+    if not rows:
+        yield Finding(run=row.name, text=f"run {row.name!r}: it has no model")
+        return
+    if not rows[-1].kept:
+        yield Finding(run=row.name, text=f"run {row.name!r}: its newest model is marked as gone")
+    entries = queries.audit(tx, row.id, 0, 1)
+    try:
+        value = entries[0].value if entries else {}
+        first = next((v for v in rows if v.round == 0), None)
+        if value.get("kind") == "created" and first is not None:
+            state = first.state
+            begun = genesis(row.spec, first.digest, state) == value["head"]
+            # A state that is kept no longer cannot be compared any more.
+            if first.digest != value["model"] or (state and not begun):
+                yield Finding(
+                    run=row.name, round=0, digest=first.digest,
+                    text=f"run {row.name!r}: the model in its first row is not the one that it began with",
+                )  # fmt: skip
+    except UNREADABLE:
+        return  # whoever follows the chain says so

@@ -1,0 +1,129 @@
+"""Large updates as files, each under its run, round and device: `updates/RUN/ROUND/OWNER-DIGEST`, and `....part`
+while it is on its way.
+
+An update belongs to one device's part in one round and to nothing else, so it is never shared, nobody can name
+another's, and scrubbing a round is removing its folder.
+"""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from koinon_coordinator.store.blobs import check_digest, file_size, file_window
+from koinon_coordinator.store.folder import Folder, disk, sync_folder
+from koinon_coordinator.store.incoming import Incoming
+from koinon_core.canonical import sha256
+from koinon_core.codec import Window
+from koinon_core.failpoints import hit
+
+__all__ = ["Part", "Uploads", "update_path"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One device's part in one round: what an upload is for."""
+
+    run: str
+    round: int
+    client: str
+
+
+def update_path(root: Path, part: Part, digest: str) -> Path:
+    """Where an update in the folder `root` is, or would be."""
+    owner = sha256(part.client.encode())[:16]
+    return root / "updates" / part.run / str(part.round) / f"{owner}-{check_digest(digest)}"
+
+
+class Uploads:
+    """The updates in a folder. Safe for several threads."""
+
+    def __init__(self, folder: Folder):
+        self._folder = folder
+        self._root = folder.root / "updates"
+        self._incoming: WeakValueDictionary[Path, Incoming] = WeakValueDictionary()
+        self._guard = threading.Lock()
+
+    def _shelf(self, run: str, round_: int) -> Path:
+        return self._root / run / str(round_)
+
+    def path(self, part: Part, digest: str) -> Path:
+        """Where the update is, or would be."""
+        return update_path(self._folder.root, part, digest)
+
+    def has(self, part: Part, digest: str) -> bool:
+        return self.path(part, digest).exists()
+
+    def window(self, part: Part, digest: str) -> Window:
+        """Read any part of an update; StoreError if it is not there."""
+        path = self.path(part, digest)
+        file_size(path)
+        return file_window(path)
+
+    def receive(self, part: Part, digest: str, size: int) -> Incoming | None:
+        """Go on receiving an update of `size` bytes from where it stopped; None if it is here. StoreError if there is
+        no room for it."""
+        path = self.path(part, digest)
+        partial = _partial(path)
+        with self._guard, disk(path):
+            # A device that was cut off and is back goes on where it was; its old stream may not know yet.
+            if older := self._incoming.get(partial):
+                older.supersede()
+            # A device sends one update at a time: what it began and left lying is not kept beside it.
+            for left in path.parent.glob(f"{path.name.partition('-')[0]}-*.part"):
+                stream = self._incoming.get(left)
+                if left != partial and (stream is None or stream.closed):
+                    self._folder.remove(left)
+            if path.exists():
+                return None
+            self._folder.make_room(size - (partial.stat().st_size if partial.exists() else 0))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            incoming = self._incoming[partial] = Incoming(self._folder, partial, path, digest, size)
+        return incoming
+
+    def received(self, part: Part, digest: str) -> int:
+        """Bytes of an update that are here."""
+        path = self.path(part, digest)
+        for there in (path, _partial(path)):
+            try:
+                return there.stat().st_size
+            except FileNotFoundError:
+                continue
+        return 0
+
+    def adopt(self, part: Part, digest: str, blob: Path) -> None:
+        """Take over an update that an older version kept among the other blobs; that file goes by itself."""
+        path = self.path(part, digest)
+        if path.exists() or not blob.exists():
+            return
+        with disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.hardlink_to(blob)
+            sync_folder(path.parent)
+        self._folder.note(file_size(path))
+
+    def rounds(self) -> Iterator[tuple[str, int]]:
+        """(run, round) of every folder that is here."""
+        for shelf in self._root.glob("*/*"):
+            yield shelf.parent.name, int(shelf.name)
+
+    def scrub(self, run: str, round_: int) -> None:
+        """Remove all updates of a round, whole or not."""
+        shelf = self._shelf(run, round_)
+        if not shelf.is_dir():
+            return
+        with self._guard, disk(shelf):
+            # A stream that is under way must not go on writing into a file that has no name any more.
+            for partial, stream in list(self._incoming.items()):
+                if partial.parent == shelf:
+                    stream.supersede()
+            size = sum(f.stat().st_size for f in shelf.iterdir())
+            shutil.rmtree(shelf)
+        self._folder.note(-size)
+        hit("blob.removed", str(round_))
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
