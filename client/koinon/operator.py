@@ -11,6 +11,7 @@ import grpc
 
 from koinon.link import CHANNEL_OPTIONS, error_of
 from koinon_core import codec
+from koinon_core.audit import Entry
 from koinon_core.errors import BadBlob
 from koinon_core.spec import RunSpec
 from koinon_core.tensors import Tensors
@@ -83,11 +84,20 @@ class Operator:
         """The run as it changes, until it is over."""
         yield from self._stream(RUNS.WATCH, pb.WatchRequest(run=run))
 
-    def control(self, run: str, verb: str, reason: str = "") -> pb.RunInfo:
-        """Pause, resume or cancel."""
-        request = pb.ControlRequest(run=run, verb=verb, reason=reason)
+    def control(self, run: str, verb: str, reason: str = "", beyond: int = 0) -> pb.RunInfo:
+        """Pause, resume, cancel or recover."""
+        request = pb.ControlRequest(run=run, verb=verb, reason=reason, beyond=beyond)
         response: pb.ControlResponse = self._call(RUNS.CONTROL, request)
         return response.run
+
+    def audit(self, run: str) -> Iterator[Entry]:
+        """The run's audit log, oldest entry first."""
+        for part in self._stream(RUNS.AUDIT, pb.AuditRequest(run=run)):
+            yield from (Entry(e.number, e.entry, e.hash) for e in part.entries)
+
+    def replay(self, run: str, round_: int | None = None) -> Iterator[pb.ReplayResponse]:
+        """Sums taken again at the coordinator: of one round, or of all that closed."""
+        yield from self._stream(RUNS.REPLAY, pb.ReplayRequest(run=run, round=round_))
 
     def model(self, run: str, round_: int | None = None) -> tuple[int, Tensors]:
         """(round, model): the newest, or the one that `round_` made (0: the first)."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from koinon.cli import client, demo, runs
+from koinon.cli import audit, client, demo, runs
 from koinon_core import __version__
 from koinon_core.errors import KoinonError
 
@@ -23,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(runs.app, name="run", help="Create, watch, explain, cancel and export runs.")
+app.add_typer(runs.app, name="run", help="Create, watch, explain, control and export runs.")
+app.add_typer(audit.app, name="audit", help="Show, verify and replay what was decided.")
 app.command(epilog="Example: koinon demo --clients 10 --rounds 10 --json demo.json")(demo.demo)
 app.command(
     name="client",

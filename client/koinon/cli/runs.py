@@ -246,9 +246,9 @@ def why(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
         out.print(f"{i.client or 'coordinator'}: {i.message}")
 
 
-def _control(name: str, verb: str, address: str, reason: str = "") -> None:
+def _control(name: str, verb: str, address: str, reason: str = "", beyond: int = 0) -> None:
     with Operator(address) as operator:
-        console().print(_headline(operator.control(name, verb, reason)))
+        console().print(_headline(operator.control(name, verb, reason, beyond)))
 
 
 @app.command(epilog="Example: koinon run pause digits")
@@ -271,6 +271,22 @@ def cancel(
 ) -> None:
     """End a run now. Its models stay; the open round is abandoned."""
     _control(name, "cancel", address, reason)
+
+
+@app.command(epilog="Example: koinon run recover digits")
+def recover(
+    name: Name,
+    beyond: Annotated[
+        int,
+        typer.Option(min=0, max=(1 << 62), help="Use no round number up to this; default: what devices saw."),
+    ] = 0,
+    address: Address = _LOCAL,
+) -> None:
+    """Let a run go on whose database was restored from an old backup: devices that saw more of it follow again.
+
+    What was counted after the backup is lost to the model, though not to the devices. The open round is abandoned.
+    """
+    _control(name, "recover", address, beyond=beyond)
 
 
 @app.command(epilog="Example: koinon run export digits --to model.safetensors --round 7")

@@ -12,6 +12,7 @@ from koinon_core.canonical import sha256
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, KoinonError
 from koinon_core.fold import verify
+from koinon_core.history import Standing
 from koinon_core.round import effects
 from koinon_core.round.effects import Verdict
 from koinon_core.round.machine import Round
@@ -60,6 +61,7 @@ class House:
         blob = codec.encode(run.model, run.spec.model)
         self.machine = Machine(id="simulated", spec=run.spec, model=self._keep(blob), down=self._down())
         self.links: dict[str, Port] = {}
+        self.history: dict[int, str] = {}
         self.staged: dict[str, tuple[Head, bytes]] = {}
         self.rounds: list[RoundSummary] = []
         self.metrics: dict[int, dict[str, float]] = {}
@@ -93,6 +95,10 @@ class House:
                 self.links[client] = link
                 joined = pb.Joined(run=self.machine.id, spec=self.spec.encoded)
                 self._tell(client, pb.CoordinatorMessage(joined=joined))
+            case "recall":
+                where = Standing(round=self.machine.number, head=self.machine.head)
+                links = {n: link for n, link in self.history.items() if n >= message.recall.pinned}
+                self._tell(client, convert.standing(self.machine.id, where, links))
             case "offer":
                 self.move(runs.Offered(now, client, message.offer.evaluates, message.offer.engaged))
             case "leave" if message.leave.round:
@@ -136,6 +142,7 @@ class House:
 
     def _do(self, moved: runs.Moved) -> None:
         self.machine = moved.run
+        self.history |= moved.run.links
         for order in moved.orders:
             match order:
                 case runs.Open(number):
@@ -187,7 +194,8 @@ class House:
     def _ask(self, client: str) -> None:
         r = self.machine.round
         assert r is not None
-        ask = pb.Ask(run=self.machine.id, round=r.terms.round, terms=r.terms.encoded)
+        links = convert.links_to(self.machine.links)
+        ask = pb.Ask(run=self.machine.id, round=r.terms.round, terms=r.terms.encoded, links=links)
         for target, digest in ((ask.model, r.terms.model), (ask.down, r.terms.down)):
             if digest:
                 target.CopyFrom(pb.Content(digest=digest, size=len(self.contents[digest])))
@@ -213,7 +221,7 @@ class House:
             self.model, self.state, self._made_by = made.model, made.state, r.terms.round
             self.contents.clear()  # nobody asks for an older model once this round is closed
             self.models.append(self._keep(codec.encode(self.model, self.spec.model)))
-        return runs.Folded(self.world.now, r.terms.round, self.models[-1], self._down())
+        return runs.Folded(self.world.now, r.terms.round, self.models[-1], self._down(), sum=made.sum)
 
     def _tell(self, client: str, message: pb.CoordinatorMessage) -> None:
         link = self.links.get(client)

@@ -1,0 +1,271 @@
+"""The conversation: what a device says to one run's coordinator, and what it makes of what it hears.
+
+It holds the member machine, the device's memory (`outbox`) and the pin on the run's history, and has neither a
+thread, a lock nor a clock: the session calls it under its own lock, the simulation in virtual time.
+
+Whatever depends on an update is written before the update is sent, and becomes final on COUNTED alone. A coordinator
+whose history does not go on from what this device saw is told so and otherwise left alone.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from koinon.outbox import Outbox, Sent
+from koinon_core.errors import BadBlob, KoinonError
+from koinon_core.history import Pin, judge, judge_standing
+from koinon_core.round import member
+from koinon_core.round.member import Member
+from koinon_core.round.terms import Terms
+from koinon_core.spec import RunSpec
+from koinon_core.strategy.protocol import State
+from koinon_core.strategy.runner import LocalHalf, Prepared
+from koinon_core.wire import convert
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+__all__ = ["Conversation", "Owner"]
+
+_log = logging.getLogger("koinon")
+
+
+class Owner(Protocol):
+    """Whom the conversation is held for."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether it evaluates models."""
+        ...
+
+    def entered(self) -> None:
+        """The run let this device in, and its history is the one that the device knows."""
+
+    def refused(self, error: KoinonError) -> None:
+        """It did not, or something is wrong that the owner must hear of."""
+
+    def begin(self, ask: pb.Ask) -> None:
+        """There is work."""
+
+    def interrupted(self, reason: str) -> None:
+        """The work under way is no longer wanted."""
+
+    def settled(self, round_: int, outcome: str) -> None:
+        """What became of an update: "counted", or why not."""
+
+    def ended(self, status: str, reason: str) -> None:
+        """The run is over."""
+
+
+class Conversation:
+    """One device, one run. `send` queues a message, `send_update` an answer with its update's bytes."""
+
+    def __init__(
+        self, client: str, run: str, outbox: Outbox, owner: Owner, send: Callable[[pb.DeviceMessage], None],
+        send_update: Callable[[pb.Answer, bytes], None], *, wait: bool = False,
+    ):  # fmt: skip
+        self.client = client
+        self.run = ""
+        self.spec: RunSpec | None = None
+        self.half: LocalHalf | None = None
+        self.member = Member()
+        self.state: State = {}
+        self._name, self._outbox, self._owner, self._wait = run, outbox, owner, wait
+        self._send, self._send_update = send, send_update
+        self._pin, self._settled = Pin(), 0
+        self._sent: Sent | None = None
+        self._links: dict[int, str] = {}
+        self._asks: dict[int, pb.Ask] = {}
+        self._held: pb.Ask | None = None
+        self._clear = False
+
+    # -- the link ---------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """There is a stream (again). Nothing of the run is said before its standing is known."""
+        self._clear = False
+        self._send(pb.DeviceMessage(join=pb.Join(run=self.run or self._name, wait=self._wait)))
+        if self.run:
+            self._recall()
+
+    def heard(self, message: pb.CoordinatorMessage) -> None:
+        """The coordinator said something."""
+        match message.WhichOneof("says"):
+            case "joined":
+                self._joined(message.joined)
+            case "standing":
+                self._standing(message.standing)
+            case "trouble":
+                self._owner.refused(convert.trouble_from(message.trouble))
+            case "ended":
+                self._ended(message.ended)
+            case "ask":
+                self._asked(message.ask)
+            case "receipt":
+                verdict = convert.verdict_from(message.receipt)
+                self._step(member.Receipted(message.receipt.round, verdict, message.receipt.reason))
+            case "cancel":
+                self._step(member.Interrupted(message.cancel.round, message.cancel.reason))
+
+    def _joined(self, joined: pb.Joined) -> None:
+        """The run is there: load its strategy, or decline by name, and recall what was."""
+        if self.run:
+            return  # recalled with the join itself
+        self.run = joined.run
+        try:
+            spec = RunSpec.decode(joined.spec)
+            self.half = LocalHalf(*spec.check())
+            kept = self._outbox.enter(joined.run)
+            self._sent = kept.sent
+            if kept.sent is not None:
+                terms = Terms.decode(kept.sent.terms)
+                self.member = Member(stage="sent", terms=terms, digest=kept.sent.digest, done=terms.round)
+        except KoinonError as error:
+            self.leave(0, "DECLINED", f"this device cannot take part: {error}")
+            self._owner.refused(error)
+            return
+        self.spec, self.state, self._settled = spec, kept.state, kept.settled
+        self._pin = Pin.from_json(kept.pin)
+        self._recall()
+
+    def _recall(self) -> None:
+        owes = self._sent.round if self._sent is not None else 0
+        recall = pb.Recall(run=self.run, pinned=self._pin.round, settled=self._settled, owes=owes)
+        self._send(pb.DeviceMessage(recall=recall))
+
+    def _standing(self, standing: pb.Standing) -> None:
+        self._links |= convert.links_from(standing.links)
+        reason = judge_standing(self._pin, convert.standing_from(standing), self._links)
+        if reason:
+            self._stay_away(reason)
+            return
+        if not self._clear:
+            self._clear = True
+            self._owner.entered()
+            self._step(member.Reconnected())
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._asked(held, proven=True)
+
+    def _stay_away(self, reason: str) -> None:
+        """This coordinator is not where the device saw the run: nothing is done for it, and nothing given up."""
+        self._clear = False
+        _log.warning(
+            "%s stays away from run %s: %s; the coordinator's operator may have restored an old backup "
+            "(`koinon run recover` lets the run go on from it)", self.client, self._name, reason,
+        )  # fmt: skip
+        ahead = pb.Ahead(run=self.run, round=self._pin.round, reason=reason)
+        self._send(pb.DeviceMessage(ahead=ahead))
+
+    def _ended(self, ended: pb.Ended) -> None:
+        self._owner.ended(ended.status, ended.reason)
+        if self._sent is None:
+            self._outbox.forget(self.run)
+
+    # -- a round ----------------------------------------------------------------------------------------------
+
+    def _asked(self, ask: pb.Ask, proven: bool = False) -> None:
+        try:
+            terms = Terms.decode(ask.terms)
+        except BadBlob as error:
+            self.leave(ask.round, "REFUSED", str(error))
+            return
+        if ask.epoch < self._pin.epoch:
+            _log.warning("%s: an owner that lost run %s asks; it is not answered", self.client, self._name)
+            return
+        self._links |= convert.links_from(ask.links)
+        judgement, reason = judge(self._pin, terms, self._links)
+        if judgement == "refuse" or (proven and judgement == "prove"):
+            self._stay_away(reason)
+            return
+        if judgement == "prove":
+            self._held = ask
+            self._recall()
+            return
+        self._pin = self._pin.move(terms, ask.epoch)
+        self._links = {n: link for n, link in self._links.items() if n >= terms.round}
+        self._asks = {n: a for n, a in self._asks.items() if n >= self.member.round} | {terms.round: ask}
+        self._step(member.Asked(terms))
+
+    def offered(self) -> None:
+        """The owner's loop came back for work."""
+        if (
+            self.member.stage != "working"
+        ):  # or it was interrupted while it waited, and its work is on its way
+            self._step(member.Offered())
+
+    def submitted(self, prepared: Prepared) -> None:
+        """The owner's loop handed in an update: it is written down before anything is said of it."""
+        m = self.member
+        assert m.terms is not None
+        if m.stage == "working" and not m.late:
+            self._sent = Sent(
+                round=m.round, terms=m.terms.encoded, digest=prepared.digest, blob=prepared.blob, head=prepared.head,
+                pending=prepared.pending if m.terms.kind == "train" and prepared.pending else None,
+                pin=self._pin.to_json(),
+            )  # fmt: skip
+            try:
+                self._outbox.keep(self.run, self._sent)
+            except KoinonError:
+                self._sent = None
+                with suppress(KoinonError):
+                    self._outbox.drop(self.run, m.round)  # it may be there all the same
+                raise
+        self._step(member.Submitted(prepared.digest))
+
+    def gave_up(self, code: str, detail: str) -> None:
+        """There will be no update."""
+        self._step(member.GaveUp(code, detail))
+
+    def leave(self, round_: int, code: str, detail: str) -> None:
+        """Say that this device takes no part: in a round, or (0) in any until its next offer."""
+        leave = pb.Leave(run=self.run, round=round_, code=code, detail=detail)
+        self._send(pb.DeviceMessage(leave=leave))
+
+    def _step(self, event: member.Event) -> None:
+        """Move the member machine and do what it says."""
+        self.member, effects = member.step(self.member, event)
+        for effect in effects:
+            match effect:
+                case member.Offer(engaged):
+                    self._offer(engaged)
+                case member.Begin(terms):
+                    self._owner.begin(self._asks[terms.round])
+                case member.Answer():
+                    self._answer()
+                case member.Resign(round_, code, detail):
+                    self.leave(round_, code, detail)
+                case member.Commit(round_):
+                    self._commit(round_)
+                case member.Drop(round_, reason):
+                    self._drop(round_, reason)
+                case member.Interrupt(reason):
+                    self._owner.interrupted(reason)
+
+    def _offer(self, engaged: int) -> None:
+        if self._clear:
+            offer = pb.Offer(run=self.run, evaluates=self._owner.evaluates, engaged=engaged)
+            self._send(pb.DeviceMessage(offer=offer))
+
+    def _answer(self) -> None:
+        sent = self._sent
+        if sent is None or not self._clear:
+            return
+        answer = pb.Answer(
+            run=self.run, round=sent.round, terms_digest=Terms.decode(sent.terms).digest,
+            head=convert.head_to(sent.head), update=pb.Content(digest=sent.digest, size=len(sent.blob)),
+        )  # fmt: skip
+        self._send_update(answer, sent.blob)
+
+    def _commit(self, round_: int) -> None:
+        assert self._sent is not None
+        self._outbox.commit(self.run, round_)
+        if self._sent.pending is not None:
+            self.state = self._sent.pending
+        self._sent, self._settled = None, round_
+        self._owner.settled(round_, "counted")
+
+    def _drop(self, round_: int, reason: str) -> None:
+        if self._sent is not None:
+            self._outbox.drop(self.run, round_)
+            self._sent = None
+        self._owner.settled(round_, reason)
