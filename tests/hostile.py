@@ -132,9 +132,10 @@ class Device:
         metadata = () if token == "" else ((TOKEN_KEY, token or self.token),)
         return self._stub(method)(request, metadata=metadata, timeout=10)
 
-    def stat(self, digest: str, token: str | None = None) -> int:
+    def stat(self, ask: pb.Ask, digest: str, token: str | None = None) -> int:
+        request = blobs.StatRequest(digest=digest, run=ask.run, round=ask.round)
         try:
-            return int(self._blob_call(BLOBS.STAT, blobs.StatRequest(digest=digest), token).offset)
+            return int(self._blob_call(BLOBS.STAT, request, token).offset)
         except grpc.RpcError as error:
             raise error_of(error, self.address) from None
 

@@ -17,6 +17,7 @@ from koinon_coordinator.store import Change, Incident, Store, UpdateRow
 from koinon_coordinator.store.blobs import Blobs
 from koinon_coordinator.store.models import Table
 from koinon_coordinator.store.schema import _config
+from koinon_coordinator.store.tx import RefusedWrite
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
 from koinon_core.errors import BadBlob, Conflict, NotFound, StoreError, Unavailable
@@ -24,8 +25,8 @@ from koinon_core.update import Head
 
 
 @pytest.fixture
-def store(tmp_path):
-    one = Store(f"sqlite:///{tmp_path / 'koinon.db'}")
+def store(database_url, tmp_path):
+    one = Store(database_url, tmp_path / "blobs")
     yield one
     one.close()
 
@@ -78,7 +79,7 @@ def test_a_run_is_rebuilt_from_its_rows_exactly(store):
 def test_one_device_cannot_contribute_twice_whatever_the_code_does(store):
     run = opened(store)
     run = move(store, run, runs.Answered(3.0, "c0", 1, "d0"), updates=[update(run, "c0")])
-    with pytest.raises(StoreError, match="UNIQUE"):
+    with pytest.raises(RefusedWrite, match=r"UNIQUE|unique constraint"):
         store.write(
             Change(
                 run, before=run, incidents=[Incident(1.0, "", 1, "X", "x")], updates=[update(run, "c0", b"y")]
@@ -91,7 +92,7 @@ def test_a_change_is_all_or_nothing(store):
     run = opened(store)
     before = store.rounds(run.id)
     broken = update(run, "c1")
-    with pytest.raises(StoreError):
+    with pytest.raises(RefusedWrite):
         move(store, run, runs.Answered(3.0, "c0", 1, "d0"), updates=[broken, broken])
     assert store.rounds(run.id) == before
     assert len(store.events(run.id, 1)) == 4, "Opened, and three that joined"
@@ -161,23 +162,36 @@ def test_migrations_go_down_and_up_again(store):
     opened(store)
 
 
-def test_sqlite_survives_power_cuts_by_its_settings(store):
+def test_sqlite_survives_power_cuts_by_its_settings(tmp_path):
     def pragma(tx, name):
         return tx.execute(text(f"PRAGMA {name}")).scalar()
 
+    store = Store(f"sqlite:///{tmp_path / 'koinon.db'}")
     with store.database.engine.connect() as tx:
         assert pragma(tx, "journal_mode") == "wal"
         assert pragma(tx, "synchronous") == 2, "FULL"
         assert pragma(tx, "foreign_keys") == 1
+    store.close()
 
 
-def test_a_second_coordinator_on_the_same_database_is_refused(tmp_path):
-    url = f"sqlite:///{tmp_path / 'koinon.db'}"
-    first = Store(url)
+def test_a_second_coordinator_on_the_same_database_is_refused(database_url, tmp_path):
+    first = Store(database_url, tmp_path / "blobs")
     with pytest.raises(StoreError, match="another coordinator"):
-        Store(url)
+        Store(database_url, tmp_path / "blobs")
     first.close()
-    Store(url).close()
+    Store(database_url, tmp_path / "blobs").close()
+
+
+def test_what_one_coordinator_stored_the_next_one_reads(database_url, tmp_path):
+    first = Store(database_url, tmp_path / "blobs")
+    run = opened(first)
+    run = move(first, run, runs.Answered(3.0, "c0", 1, "d0"), updates=[update(run, "c0")])
+    first.close()
+    second = Store(database_url, tmp_path / "blobs")
+    again = restore(second, second.runs()[0])
+    assert again.round == run.round
+    assert second.bytes(sha256(b"x" * 100)) == b"x" * 100
+    second.close()
 
 
 # -- blobs ----------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ BAD: dict[str, tuple[Say, str]] = {
     "a blob that was never uploaded": (update(GOOD, inline=False), "never arrived; upload them"),
     "a declared size beyond the model's": (
         update(GOOD, content={"size": 1 << 40, "inline": b""}),
-        "1099511627776 bytes is larger than",
+        "1099511627776 bytes is refused: this run's model needs at most",
     ),
     "too many bytes in the message": (update(bytes(100_000)), "100000 bytes must be uploaded, not sent"),
 }  # fmt: skip
@@ -319,25 +319,28 @@ def test_two_processes_with_one_name_are_a_conflict(coordinator: Coordinator) ->
         pass  # its place is free again
 
 
-def test_a_run_whose_strategy_breaks_is_set_aside_and_everyone_who_waits_is_told(
-    coordinator: Coordinator,
-) -> None:
+def test_a_strategy_that_breaks_costs_its_rounds_and_the_run_fails_by_name(coordinator: Coordinator) -> None:
     making = (
         "import sys, numpy, koinon, house_strategies as h;"
-        "koinon.Run('broken', model={'x': numpy.zeros(5)}, strategy=h.Broken(), rounds=1, min_clients=1, clients=1)"
-        ".create(sys.argv[1])"
+        "koinon.Run('broken', model={'x': numpy.zeros(5)}, strategy=h.Broken(), rounds=1, min_clients=1, clients=1,"
+        "patience=2).create(sys.argv[1])"
     )
     subprocess.run(
         [sys.executable, "-c", making, coordinator.address], cwd=coordinator.folder, check=True, timeout=20
     )
     with Device(coordinator.address) as device, Operator(coordinator.address) as operator:
-        device.answer(device.enter("broken"), GOOD)
-        assert "ZeroDivisionError" in device.hear("trouble").message
-        assert "set aside" in [seen.run for seen in operator.watch("broken")][-1].waiting_for
-        with pytest.raises(Conflict, match=r"set aside: .*ZeroDivisionError"):
-            koinon.join(coordinator.address, run="broken", name="late")
-        with pytest.raises(Conflict, match="ZeroDivisionError"):
-            operator.control("broken", "pause")
+        ask = device.enter("broken")
+        for last in (False, True):
+            device.answer(ask, GOOD)
+            assert device.hear("receipt").verdict == pb.VERDICT_STAGED
+            assert "ZeroDivisionError" in device.hear("receipt").reason
+            if not last:
+                device.offer(ask.run)
+                ask = device.asked()
+        assert "2 rounds in a row were abandoned" in device.hear("ended").reason
+        got = operator.get("broken")
+        assert got.run.status == "failed"
+        assert "ZeroDivisionError" in got.incidents[0].message
 
 
 # -- clients that cannot, will not, or go away ----------------------------------------------------------------

@@ -12,7 +12,7 @@ from conftest import Clients, Coordinator
 from hostile import Device, container, over
 from koinon_core import codec
 from koinon_core.canonical import sha256
-from koinon_core.errors import BadBlob, KoinonError, NotFound, RemoteProtocolError
+from koinon_core.errors import BadBlob, KoinonError, NotFound, RemoteProtocolError, Unavailable
 from koinon_core.schema import schema_of
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
@@ -114,7 +114,7 @@ def test_blob_calls_need_the_token_of_a_stream_that_lives(
         ask = device.enter(run.name)
         for token in ("", "guess", stale):
             for call in (
-                lambda token=token: device.stat("ab" * 32, token=token),
+                lambda token=token: device.stat(ask, "ab" * 32, token=token),
                 lambda token=token: device.download(ask.model.digest, token=token),
                 lambda token=token: device.upload(ask, [update], token=token, digest=sha256(update), size=9),
             ):
@@ -146,9 +146,9 @@ def test_an_upload_that_is_not_what_was_declared_is_refused_and_may_be_done_righ
     right = {"digest": sha256(update), "size": len(update)}
     with Device(coordinator.address) as device:
         ask = device.enter(run.name)
-        with pytest.raises((BadBlob, RemoteProtocolError), match=sentence):
+        with pytest.raises((BadBlob, RemoteProtocolError, Unavailable), match=sentence):
             device.upload(ask, pieces(update), **{**right, **start})
-        if not device.stat(right["digest"]):
+        if not device.stat(ask, right["digest"]):
             assert device.upload(ask, [update], **right).complete
         counted(device, ask, run, update)
 
@@ -178,9 +178,10 @@ def test_an_upload_that_was_cut_goes_on_where_it_stopped(
 
         with pytest.raises(KoinonError):
             device.upload(ask, breaks_off(), digest=digest, size=size, offset=400_000)
-        at = device.stat(digest)
+        at = device.stat(ask, digest)
         assert at in (400_000, 700_000)
-        assert other.stat(digest) == 0  # one device's part is nobody else's
+        with pytest.raises(RemoteProtocolError, match="no update of round 1 is awaited from this device"):
+            other.stat(ask, digest)  # one device's part is nobody else's
         device.answer(ask, update, inline=False, round=7)  # not handed in before it is whole
         rest = device.upload(ask, [update[at:]], digest=digest, size=size, offset=at)
         assert (rest.offset, rest.complete) == (size, True)

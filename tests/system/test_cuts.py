@@ -11,7 +11,7 @@ from koinon_coordinator.federation import Federation
 from koinon_coordinator.service import serve
 from koinon_coordinator.store import Store
 from koinon_core.errors import StoreError
-from proxy import Proxy
+from proxy import Fault, Proxy
 from toy import NAMES, TAU, toy_client, toy_run
 
 SIZE = 1_000_000  # 4 MB of random float32: far over what travels inline, and not compressible
@@ -40,33 +40,34 @@ def big_client(session):
         task.submit(examples=1)
 
 
-@pytest.mark.parametrize("cut", [{"cut_up": 1_500_000}, {"cut_down": 1_500_000}], ids=["upload", "download"])
+CUTS = {"upload": Fault(cut_up=1_500_000), "download": Fault(cut_down=1_500_000)}
+
+
+@pytest.mark.parametrize("cut", CUTS)
 def test_a_link_that_is_cut_in_the_middle_goes_on_where_it_stopped(coordinator, cut):
     handle = big_run().create(coordinator.address)
-    proxy = Proxy(coordinator.port, **cut)
-    with koinon.join(proxy.address, run="big", name="a") as session:
-        big_client(session)
-    assert proxy.cuts == 1
+    with Proxy(coordinator.port, CUTS[cut]) as proxy:
+        with koinon.join(proxy.address, run="big", name="a") as session:
+            big_client(session)
+        assert proxy.cuts == 1
     assert handle.wait() == "2 rounds closed"
     expected = koinon.simulate(big_run(), big_client, clients=["a"]).model
     assert handle.model() == expected
-    proxy.close()
 
 
 def test_what_was_submitted_before_the_session_closed_is_still_sent(coordinator):
     handle = big_run(evaluate=False).create(coordinator.address)
-    proxy = Proxy(coordinator.port, rate=600_000)
-    with koinon.join(proxy.address, run="big", name="a") as session:
-        model = {"w": np.zeros(SIZE, np.float32)}
-        for task in session.tasks(model):
-            model["w"] += 1
-            task.submit(examples=1)
-            break
-    for seen in handle.watch():
-        if seen.run.rounds_closed:
-            break
+    with Proxy(coordinator.port, Fault(rate=600_000)) as proxy:
+        with koinon.join(proxy.address, run="big", name="a") as session:
+            model = {"w": np.zeros(SIZE, np.float32)}
+            for task in session.tasks(model):
+                model["w"] += 1
+                task.submit(examples=1)
+                break
+        for seen in handle.watch():
+            if seen.run.rounds_closed:
+                break
     assert seen.run.rounds_closed == 1
-    proxy.close()
 
 
 class FlakyStore(Store):

@@ -1,0 +1,78 @@
+"""The link's pauses between attempts, with a clock and dice of the test's own."""
+
+import pytest
+
+from koinon.link import Pauses
+
+
+def most(low: float, high: float) -> float:
+    assert low == 0.0, "full jitter begins at no pause at all"
+    return high
+
+
+def outage(pauses: Pauses, now: float, attempts: int, each: float = 0.0) -> list[float]:
+    """The longest pauses of an outage: every attempt takes `each` seconds and fails."""
+    drawn = []
+    for _ in range(attempts):
+        now += each
+        drawn.append(pauses.next(now, 0.0))
+        now += drawn[-1]
+    return drawn
+
+
+def test_pauses_double_up_to_two_seconds():
+    assert outage(Pauses(0.0, most), 0.0, 7) == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+
+
+def test_after_two_minutes_of_outage_the_cap_is_a_minute_and_there_is_no_last_attempt():
+    drawn = outage(Pauses(0.0, most), 0.0, 5000)
+    prompt = drawn.index(60.0)
+    assert drawn[5:prompt] == [2.0] * (prompt - 5)
+    assert sum(drawn[: prompt - 1]) < 120.0 <= sum(drawn[:prompt])
+    assert drawn[prompt:] == [60.0] * (5000 - prompt)
+
+
+def test_time_that_attempts_take_counts_as_outage():
+    drawn = outage(Pauses(0.0, most), 0.0, 11, each=20.0)
+    assert drawn == [
+        0.1,
+        0.2,
+        0.4,
+        0.8,
+        1.6,
+        3.2,
+        6.4,
+        12.8,
+        25.6,
+        51.2,
+        60.0,
+    ]  # the sixth ends after two minutes
+
+
+def test_a_stream_that_worked_ends_the_outage():
+    pauses = Pauses(0.0, most)
+    outage(pauses, 0.0, 200)
+    assert pauses.next(10_000.0, 30.0) == 0.1
+    assert outage(pauses, 10_000.0, 5) == [0.2, 0.4, 0.8, 1.6, 2.0]
+
+
+def test_streams_that_break_at_once_again_and_again_are_not_hammered():
+    pauses = Pauses(0.0, most)
+    assert [pauses.next(now, 0.01) for now in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
+    # But somebody is there: the pauses stay short, however long that goes on.
+    assert [pauses.next(1000.0 + now, 0.01) for now in range(3)] == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_the_dice_choose_from_all_of_it(share):
+    assert Pauses(0.0, lambda low, high: low + share * (high - low)).next(0.0, 0.0) == 0.1 * share
+
+
+def test_a_thousand_devices_that_lost_their_coordinator_do_not_come_back_in_step():
+    fleet = [Pauses(0.0) for _ in range(1000)]
+    for pauses in fleet:
+        outage(pauses, 0.0, 5)
+    fifth = sorted(pauses.next(10.0, 0.0) for pauses in fleet)
+    # Uniform over two seconds: no tenth of a second has much more than its fiftieth or twentieth of them.
+    busiest = max(sum(at <= one < at + 0.1 for one in fifth) for at in (n / 10 for n in range(20)))
+    assert busiest < 100

@@ -1,0 +1,304 @@
+"""One world: a seed, its mix of faults, a run, and what becomes of it."""
+
+import asyncio
+import logging
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+import koinon
+from koinon_core import codec, failpoints
+from koinon_core.errors import StoreError
+
+from .gadget import Gadget
+from .house import House, Killed, template
+from .laws import Laws
+from .loop import Loop
+
+__all__ = ["Mix", "World", "run_world"]
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What goes wrong in a world: chances per occasion, drawn once per seed, so that each seed is another weather."""
+
+    kill_in_store: float  # at each failpoint of the store
+    error_in_store: float  # ... an error, before or after it happened
+    kill_in_outbox: float
+    cut: float  # a stream, each second
+    kill_house: float  # each second
+    kill_device: float
+    freeze: float  # a coordinator stops for a while, and another may take its runs
+    corrupt: float
+    decline: float
+    late: float  # what was under way on a cut stream arrives all the same
+    skew: float  # a coordinator's clock after a restart
+    slow: float  # a job in a worker thread
+
+    @classmethod
+    def draw(cls, dice: random.Random) -> "Mix":
+        def some(most: float) -> float:
+            return dice.random() ** 3 * most if dice.random() < 0.6 else 0.0
+
+        return cls(
+            some(0.02), some(0.03), some(0.02), some(0.1), some(0.05), some(0.05), some(0.01), some(0.05),
+            some(0.05), some(1.0), some(1.0), some(1.0),
+        )  # fmt: skip
+
+
+class World:
+    """Everything there is. `tell` collects the story, which is printed where a law is broken."""
+
+    def __init__(self, seed: int, folder: Path, empty: Path, rounds: int = 20):
+        self.seed, self.folder = seed, folder
+        self.dice = random.Random(seed)
+        self.mix = Mix.draw(self.dice)
+        self.loop = Loop()
+        self.loop.work = self._work
+        self.calm = False
+        self.failure: BaseException | None = None
+        self.loop.set_exception_handler(lambda _, about: self.fail(about.get("exception") or AssertionError(str(about))))
+        self.story: list[str] = []
+        self.keepsakes: list[Any] = []  # tasks of the dead, which nobody else remembers
+        self.by_pool: dict[int, House] = {}
+        self.acting: House | Gadget | None = None
+        self.houses: list[House] = []
+        self.gadgets: list[Gadget] = []
+        self.db, self.data = folder / "koinon.db", folder / "blobs"
+        shutil.copy(empty, self.db)
+        dice = self.dice
+        n = dice.randint(2, 5)
+        quorum = dice.randint(1, n)
+        clients = dice.choice([None, n, dice.randint(quorum, n)])
+        more = dice.choice([1.0, 1.5]) if clients and clients * 1.5 <= n else 1.0
+        self.evaluates = dice.random() < 0.3
+        self.run = koinon.Run(
+            "run", model={"x": np.zeros(1)}, strategy=koinon.Scaffold(), rounds=rounds, min_clients=quorum,
+            clients=clients, population=n, codec="raw", max_examples=1,
+            bound=64.0, max_clients=8, deadline=dice.choice([15.0, 30.0, 60.0]), lease=dice.choice([6.0, 20.0]),
+            join_wait=dice.choice([0.0, 2.0]), over_selection=more, patience=10_000, evaluate=False,
+            retention=dice.choice(["none", "1 rounds", "3 rounds", "keep"]), models=dice.choice(["keep", "none"]),
+        )  # fmt: skip
+        self.n = n
+        self.laws = Laws(self)
+
+    # -- the dice ---------------------------------------------------------------------------------------------
+
+    def happens(self, chance: float) -> bool:
+        return not self.calm and chance > 0 and self.dice.random() < chance
+
+    def delay(self) -> float:
+        return self.dice.random() * 0.05
+
+    def notices(self) -> float:
+        """How long until an end of a stream knows that it is cut: at once, or after its keepalive."""
+        return 0.0 if self.calm or self.dice.random() < 0.7 else self.dice.uniform(0, 15)
+
+    def job_takes(self) -> float:
+        return self.dice.uniform(0, 2.0) if self.happens(self.mix.slow * 0.1) else 0.001
+
+    def trains_for(self) -> float:
+        return self.dice.uniform(0.1, 3.0)
+
+    def down_for(self) -> float:
+        return self.dice.choice([0.5, 5.0, 30.0])
+
+    def late_arrivals(self) -> bool:
+        return self.happens(self.mix.late)
+
+    def corrupts(self) -> bool:
+        return self.happens(self.mix.corrupt)
+
+    def declines(self) -> bool:
+        return self.happens(self.mix.decline)
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        self.loop.call_later(delay, action)
+
+    def tell(self, what: str) -> None:
+        self.story.append(f"{self.loop.now:9.3f} {what}")
+
+    def fail(self, error: BaseException | None) -> None:
+        """A law was broken, or something raised that nobody caught."""
+        self.failure = self.failure or error or AssertionError("something went wrong in the loop")
+
+    def ended(self, task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.fail(task.exception())
+
+    # -- coordinators -----------------------------------------------------------------------------------------
+
+    def reach(self) -> House | None:
+        """The coordinator that a device's next attempt reaches, if any."""
+        there = [h for h in self.houses if h.alive and not h.frozen and h.started.is_set()]
+        return self.dice.choice(there) if there else None
+
+    def open_house(self, data: Path | None = None) -> None:
+        skew = self.dice.choice([-HOUR, HOUR]) if self.happens(self.mix.skew) else 0.0
+        try:
+            house = House(self, self.db, data or self.data, skew)
+        except Killed:  # its very first transactions
+            self.later(1.0, self.open_house)
+            return
+        except StoreError:  # the database did not answer: started again
+            self.later(1.0, self.open_house)
+            return
+        self.tell(f"a coordinator starts{f', its clock {skew:+g} s off' if skew else ''}")
+        self.houses.append(house)
+
+    def house_died(self, house: House) -> None:
+        self.houses.remove(house)
+        if not any(h.alive for h in self.houses):
+            self.later(self.down_for() / 2, self.open_house)
+
+    def _work(self, pool: Any, job: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        self.by_pool[id(pool)].work(job, future)
+
+    # -- what goes wrong --------------------------------------------------------------------------------------
+
+    def _weather(self) -> None:
+        """Each second."""
+        if self.calm:
+            return
+        mix = self.mix
+        for house in list(self.houses):
+            if self.happens(mix.kill_house):
+                house.die("between two steps")
+            elif self.happens(mix.freeze) and len(self.houses) == 1 and house.started.is_set():
+                self._freeze(house)
+        for gadget in self.gadgets:
+            if gadget.stream is not None and self.happens(mix.cut):
+                gadget.stream.cut("the network")
+            if self.happens(mix.kill_device):
+                gadget.die("between two steps")
+        self.later(1.0, self._weather)
+
+    def _freeze(self, house: House) -> None:
+        """A coordinator stops; its devices come to another one, which may take its runs when its lease is over. Then it
+        goes on as if nothing had been."""
+        self.tell("the coordinator is frozen")
+        house.freeze()
+        for stream in list(house.streams):
+            stream.cut("its coordinator is frozen")
+        other = self.folder / f"blobs{len(self.by_pool)}"
+        self.later(self.dice.uniform(31, 40), lambda: self.open_house(other))
+
+        def thaw() -> None:
+            if house.alive:
+                self.tell("the frozen coordinator goes on")
+                house.thaw()
+
+        self.later(self.dice.uniform(20, 60), thaw)
+        # What is of no more use is stopped, by an operator who looks.
+        self.later(90, lambda: house.die("by its operator"))
+
+    def _at_store(self, name: str) -> Callable[[str], None]:
+        def action(about: str) -> None:
+            if not isinstance(self.acting, House):
+                return
+            if self.happens(self.mix.kill_in_store):
+                self.tell(f"killed at {name} of {about!r}")
+                raise Killed
+            if self.happens(self.mix.error_in_store):
+                self.tell(f"an error at {name} of {about!r}")
+                raise StoreError("the database did not answer")
+
+        return action
+
+    def _at_outbox(self, name: str) -> Callable[[str], None]:
+        def action(about: str) -> None:
+            if isinstance(self.acting, Gadget) and self.happens(self.mix.kill_in_outbox):
+                self.tell(f"{self.acting.name} killed at {name} of {about!r}")
+                raise Killed
+
+        return action
+
+    # -- the whole --------------------------------------------------------------------------------------------
+
+    def live(self) -> None:
+        """From the first round to the last; AssertionError where a law is broken."""
+        for name in failpoints.NAMES:
+            if name.startswith("store."):
+                failpoints.arm(name, self._at_store(name))
+            elif name.startswith("outbox."):
+                failpoints.arm(name, self._at_outbox(name))
+        try:
+            self.loop.run_until_complete(self._live())
+        finally:
+            failpoints.disarm()
+            self._end()
+
+    async def _live(self) -> None:
+        self.calm = True
+        self.open_house()
+        await self.houses[0].started.wait()
+        model = codec.encode(self.run.model, self.run.spec.model)
+        await self.houses[0].federation.create(self.run.spec, model)
+        self.calm = False
+        self.gadgets = [Gadget(self, i, self.folder) for i in range(self.n)]
+        self.later(1.0, self._weather)
+        while not self.laws.over():
+            await asyncio.sleep(5.0)
+            self._sound()
+            self.laws.check()
+            if self.loop.now > 1500:  # the weather clears up; what can end must end now
+                self.calm = True
+            assert self.loop.now < 1500 + 4000, f"the run does not end: {self.laws.waiting_for()}"
+        self.calm = True
+        await asyncio.sleep(200.0)  # let everyone hear the end
+        self._sound()
+        self.laws.check_end()
+
+    def _sound(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def _end(self) -> None:
+        for house in list(self.houses):
+            house.alive = False
+            house.store.close()
+        for gadget in self.gadgets:
+            gadget.alive = False
+            gadget.outbox._lock.close()
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            try:
+                self.loop.run_until_complete(task)
+            except BaseException:  # noqa: S110 - torn down
+                pass
+        self.loop.close()
+
+
+_templates: dict[str, Path] = {}
+
+
+def run_world(seed: int, rounds: int = 20) -> World:
+    """Live through one world. AssertionError, with its story, where a law is broken."""
+    logging.getLogger("koinon").setLevel(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    memory = Path("/dev/shm")
+    root = memory if memory.is_dir() else None
+    if "empty" not in _templates:
+        _templates["empty"] = template(Path(tempfile.mkdtemp(prefix="koinon-", dir=root)))
+    with tempfile.TemporaryDirectory(prefix="koinon-world-", dir=root) as folder:
+        world = World(seed, Path(folder), _templates["empty"], rounds)
+        try:
+            world.live()
+        except BaseException as error:
+            told = "\n".join(world.story[-60:])
+            error.add_note(f"{world.mix}\n{told}\nseed {seed}: replay it with  python -m tests.faults --seed {seed}")
+            raise
+        return world
