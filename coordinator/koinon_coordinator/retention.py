@@ -25,15 +25,19 @@ class Kept:
         """What is still kept once round `number` is over, and what goes.
 
         The updates of a round are of use only together with the state that it stood on, so both go together. The
-        newest model and its state always stay.
+        newest model and its state always stay. Rounds that made no model leave gaps: what is kept for a round is the
+        version that it stood on, however old that is.
         """
         updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept)
         rounds = tuple(n for n in self.rounds if n not in updates)
-        stood_on = [v for v in self.versions if v.round <= number - spec.updates_kept][:-1]
-        states = tuple(v for v in stood_on if v.state or v.down)
-        models = tuple(v for v in self.versions[:-1] if v.round < number - spec.models_kept)
+        states = tuple(v for v in self._unused(number - spec.updates_kept) if v.state or v.down)
+        models = self._unused(number - spec.models_kept)
         bare = {v.round for v in states}
         versions = tuple(
             replace(v, state="", down="") if v.round in bare else v for v in self.versions if v not in models
         )
         return Kept(rounds, versions), Scrub(updates, states, models)
+
+    def _unused(self, number: float) -> tuple[ModelVersion, ...]:
+        """Versions on which no round after `number` stands."""
+        return tuple(v for v in self.versions if v.round <= number)[:-1]

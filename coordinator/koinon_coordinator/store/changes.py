@@ -87,7 +87,7 @@ class Scrub:
     @property
     def contents(self) -> set[str]:
         """Digests that may be needed no more."""
-        states = {d for v in self.states for d in (v.state, v.down)}
+        states = {d for v in (*self.states, *self.models) for d in (v.state, v.down)}
         return (states | {v.digest for v in self.models}) - {""}
 
 

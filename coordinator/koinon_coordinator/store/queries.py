@@ -145,10 +145,12 @@ def standing(tx: Connection, run: str, since: int) -> tuple[Standing, dict[int, 
 
 
 def last_counted(tx: Connection, run: str, client: str) -> int:
-    """The last round that counted an update of this device; 0 if none did."""
-    p = rows_of(models.Participant).c
+    """The last round that counted an update of this device; 0 if none did. Rounds of a version in which devices had
+    no memory yet, and runs no history, say nothing of what a device should know."""
+    p, r = rows_of(models.Participant).c, rows_of(models.Round).c
     counted = (p.run == run) & (p.client == client) & (p.status == "counted")
-    return tx.execute(select(func.max(p.round)).where(counted)).scalar() or 0
+    known = (r.run == p.run) & (r.number == p.round) & (r.link != "")
+    return tx.execute(select(func.max(p.round)).where(counted, known)).scalar() or 0
 
 
 def audit(tx: Connection, run: str, after: int, most: int) -> list[Entry]:

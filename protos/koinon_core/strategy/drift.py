@@ -75,7 +75,7 @@ class Scaffold(Base):
 
     @property
     def needs(self) -> frozenset[Need]:  # type: ignore[override]  # depends on the option
-        return frozenset({Need.POPULATION} | ({Need.NORM} if self.option == 2 else set()))
+        return frozenset({Need.POPULATION, Need.MEMORY} | ({Need.NORM} if self.option == 2 else set()))
 
     def extra(self, schema: Schema) -> Mapping[str, Schema]:
         return {"control": schema}
