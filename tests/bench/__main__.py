@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("round", "cold")
+BENCHES = ("round", "cold", "durability")
 
 
 def main() -> None:

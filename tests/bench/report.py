@@ -70,13 +70,14 @@ def report(bench: str, figures: dict[str, dict[str, Any]], file: Path | None) ->
 
 
 @contextmanager
-def coordinator(folder: Path | None = None) -> Iterator[tuple[str, int]]:
-    """(address, process id) of a fresh coordinator."""
+def coordinator(folder: Path | None = None, listen: str = "127.0.0.1:0") -> Iterator[tuple[str, int]]:
+    """(address, process id) of a fresh coordinator. Devices that are started meanwhile keep their memory beside it."""
     with tempfile.TemporaryDirectory() as fallback:
         where = folder or Path(fallback)
+        os.environ["KOINON_STATE"] = str(where / "devices")
         command = [
             sys.executable, "-m", "koinon_coordinator", "serve", "--db", f"sqlite:///{where / 'koinon.db'}",
-            "--listen", "127.0.0.1:0",
+            "--listen", listen,
         ]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:

@@ -91,10 +91,11 @@ class Runs:
             since = 0
             while True:
                 changed.clear()
+                lives = federation.lives(row.id)  # before the rest: what ends meanwhile is told once more
                 info = self._info(federation.find(row.id))
                 rounds = await federation.rounds(row.id, since)
                 yield runs_pb2.WatchResponse(run=info, rounds=[_round(r) for r in rounds])
-                if not federation.lives(row.id):
+                if not lives:
                     return
                 # An evaluation of the model before the open round may still come in.
                 since = max(0, max((r.number for r in rounds), default=0) - 2)

@@ -110,7 +110,8 @@ class Blobs:
         """Remove every file that no row names: what was put, or was about to be removed, when a process died. To be
         called before anything else uses the folder. Returns how many there were."""
         gone = 0
-        for shelf in self._folder.root.glob("[0-9a-f][0-9a-f]"):
+        # 0.1.0 kept what was on its way in a folder of its own.
+        for shelf in (*self._folder.root.glob("[0-9a-f][0-9a-f]"), *self._folder.root.glob("partial")):
             for path in shelf.iterdir():
                 if path.name not in named:
                     self._folder.remove(path)

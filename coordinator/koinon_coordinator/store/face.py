@@ -69,16 +69,21 @@ class Store:
     def sweep(self) -> int:
         """Put the folder in order, before anything else uses it: take in what an older version kept elsewhere, remove
         what no row names. Returns how many files went."""
-        kept = {row.id: set(self.kept_rounds(row.id)) | {row.number} for row in self.runs()}
-        for run, rounds in kept.items():
-            for update in (u for number in rounds for u in self.updates(run, number)):
+        open_ = {(row.id, row.number) for row in self.runs() if row.status in ("running", "paused")}
+        kept = {(row.id, number) for row in self.runs() for number in self.kept_rounds(row.id)}
+        for run, number in sorted(kept):
+            named = set()
+            for update in self.updates(run, number):
                 if update.data is None and update.size:
-                    part = Part(run, update.round, update.client)
+                    part = Part(run, number, update.client)
                     self.uploads.adopt(part, update.digest, self.blobs.path(update.digest))
+                    named.add(self.uploads.path(part, update.digest))
+            if (run, number) not in open_:  # a device may go on with what it began
+                self.uploads.keep(run, number, named)
         contents = self.database.read("contents", queries.contents)
         self.collect({digest for digest, _, _ in contents})
         for run, number in self.uploads.rounds():
-            if number not in kept.get(run, ()):
+            if (run, number) not in kept | open_:
                 self.uploads.scrub(run, number)
         contents = self.database.read("contents", queries.contents)
         return self.blobs.sweep({digest for digest, _, file in contents if file})

@@ -109,6 +109,12 @@ class Uploads:
         for shelf in self._root.glob("*/*"):
             yield shelf.parent.name, int(shelf.name)
 
+    def keep(self, run: str, round_: int, named: set[Path]) -> None:
+        """Remove all of a round but these: what was refused, or never came whole."""
+        for path in self._shelf(run, round_).glob("*"):
+            if path not in named:
+                self._folder.remove(path)
+
     def scrub(self, run: str, round_: int) -> None:
         """Remove all updates of a round, whole or not."""
         shelf = self._shelf(run, round_)
