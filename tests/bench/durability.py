@@ -3,9 +3,8 @@
 resume           the coordinator is killed in the middle of a round, and started again after an outage; seconds from
                  the start of the new process until the round that was open is closed
 round, commits   a round of ten devices with every commit synced, and the same without (durability_cost_ms is the
-                 difference); transactions a round (updates that arrive together share one); PostgreSQL
-                     beside it
-    dropout          1,000 devices, of which 30 % never answer, each round another 30 %: every round closes by its
+                 difference); transactions a round (updates that arrive together share one); PostgreSQL beside it
+dropout          1,000 devices, of which 30 % never answer, each round another 30 %: every round closes by its
                  deadline, every device that was told so is in the sum once, and the coordinator's memory is flat
 """
 

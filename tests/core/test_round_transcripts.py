@@ -32,6 +32,8 @@ def event_of(command: str, terms: dict[str, float]) -> events.Event:
             return events.Heard(when, words[0], words[1], words[2])
         case "left":
             return events.Left(when, words[0], words[1], " ".join(words[2:]))
+        case "taken":
+            return events.TakenUp(when, float(words[0]))
         case "tick":
             return events.Tick(when)
         case "folded":
