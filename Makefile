@@ -1,6 +1,7 @@
 # make demo   sets up and runs the main job        make test   sets up and runs every check and test
 # make check  formatting, types, floors, stubs     make bench  the figures
 # make proto  the stubs anew                       make oldest the tests on the oldest libraries we allow
+# make soak   a million rounds with faults, and a kill at every commit: hours
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PROTOS := $(wildcard protos/koinon_core/wire/v1/*.proto)
 PIP := -m pip install --quiet --disable-pip-version-check
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help demo test check bench oldest proto clean
+.PHONY: help demo test check bench soak oldest proto clean
 .DEFAULT_GOAL := help
 
 help: ## the targets
@@ -60,6 +61,10 @@ oldest:
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.faults --rounds 1000000
+	$(BIN)/pytest --timeout=14400 tests/soak
 
 proto: $(PROTO_VENV)/.ready
 	PROTO_PYTHON=$(abspath $(PROTO_VENV))/bin/python sh deploy/protos.sh
