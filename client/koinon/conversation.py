@@ -40,6 +40,9 @@ class Owner(Protocol):
     def entered(self) -> None:
         """The run let this device in, and its history is the one that the device knows."""
 
+    def stays_away(self, reason: str) -> None:
+        """It did, and its history is another one: the device waits until the coordinator's operator has mended that."""
+
     def refused(self, error: KoinonError) -> None:
         """It did not, or something is wrong that the owner must hear of."""
 
@@ -155,6 +158,7 @@ class Conversation:
         )  # fmt: skip
         ahead = pb.Ahead(run=self.run, round=self._pin.round, reason=reason)
         self._send(pb.DeviceMessage(ahead=ahead))
+        self._owner.stays_away(reason)
 
     def _ended(self, ended: pb.Ended) -> None:
         self._owner.ended(ended.status, ended.reason)

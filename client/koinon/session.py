@@ -119,6 +119,11 @@ class Session:
                     f"no coordinator answers at {address} within {timeout:g} s; check the address and that "
                     "`koinon-coordinator serve` is running there"
                 )
+            if self._talk.run:
+                raise Unavailable(
+                    f"the coordinator at {address} does not say within {timeout:g} s where the run stands; its operator "
+                    f"sees why with `koinon run why {self._run_name}`"
+                )
             if not self._joined.wait(max(0.0, wait - timeout)):
                 raise NotFound(
                     f"there was no run {self._run_name!r} at {address} within {max(timeout, wait):g} s"
@@ -295,6 +300,9 @@ class _Desk:
         if not session._joined.is_set():
             _log.info("%s is in run %s and waits for work", session.client, session.spec.name)
             session._joined.set()
+
+    def stays_away(self, reason: str) -> None:
+        self._session._joined.set()  # it is in the run all the same, and waits
 
     def refused(self, error: KoinonError) -> None:
         self._session._refuse(error)

@@ -39,7 +39,10 @@ def demo(
         raise UsageError(f"{folder} holds a run already; name another --directory")
     context = preload()
     scene = Scene(folder, started)
-    with coordinator(folder) as address, Team(context, address, clients, rounds, seed) as team:
+    with (
+        coordinator(folder) as address,
+        Team(context, address, folder / "devices", clients, rounds, seed) as team,
+    ):
         scene.follow(team.reports(), console())
     scene.conclude(console(markup=True))
     if json is not None:

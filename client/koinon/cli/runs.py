@@ -118,7 +118,7 @@ def show(
     if round_ is not None:
         out.print(_participants_table(got, round_))
         return
-    out.print(f"strategy {got.run.strategy}, model {got.model_digest[:12]}")
+    out.print(f"strategy {got.run.strategy}, model {got.model_digest[:12]}, history {got.head[:12]}")
     out.print(_rounds_table(got.rounds))
     for r in got.rounds:
         missing = [p for p in r.participants if p.status not in ("counted", "staged", "asked", "joined")]

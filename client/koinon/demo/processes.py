@@ -62,13 +62,15 @@ def _nothing() -> None:
 
 
 class Team:
-    """The devices and the referee; use as a context manager."""
+    """The devices and the referee; use as a context manager. `memory` is the folder for what devices remember."""
 
-    def __init__(self, context: ForkServerContext, address: str, clients: int, rounds: int, seed: int):
+    def __init__(
+        self, context: ForkServerContext, address: str, memory: Path, clients: int, rounds: int, seed: int
+    ):
         self._processes: dict[Connection, ForkServerProcess] = {}
         self._created = created = context.Event()  # kept: it goes when nobody here holds it
         jobs: list[tuple[Any, tuple[Any, ...]]] = [(_referee, (address, created, clients, rounds, seed))]
-        jobs += [(_device, (address, created, clients, seed, i)) for i in range(clients)]
+        jobs += [(_device, (address, memory, created, clients, seed, i)) for i in range(clients)]
         for target, arguments in jobs:
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_reporting, args=(theirs, target, *arguments), daemon=True)
@@ -116,7 +118,9 @@ def _reporting(pipe: Connection, target: Any, *arguments: Any) -> None:
         pipe.close()
 
 
-def _device(pipe: Connection, address: str, created: Event, clients: int, seed: int, index: int) -> None:
+def _device(
+    pipe: Connection, address: str, memory: Path, created: Event, clients: int, seed: int, index: int
+) -> None:
     """A device: takes part, and then tells what it could have learned alone."""
     import koinon
     import koinon.link  # gRPC, loaded while the run is being submitted
@@ -126,7 +130,8 @@ def _device(pipe: Connection, address: str, created: Event, clients: int, seed: 
     mine = train.take(digits.split(train.labels.numpy(), clients, _ALPHA, seed)[index])
     if not created.wait(_START_WAIT):
         raise Unavailable(f"the run was not submitted within {_START_WAIT} s")
-    with koinon.join(address, run=RUN, name=f"client-{index}", timeout=_START_WAIT) as session:
+    name = f"client-{index}"
+    with koinon.join(address, run=RUN, name=name, timeout=_START_WAIT, state=memory) as session:
         digits.client(session, mine)
         rounds = session.spec.rounds
     model = digits.make_model(seed)
