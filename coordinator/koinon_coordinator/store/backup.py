@@ -3,9 +3,9 @@
     FOLDER/koinon.db          SQLite, whatever it was copied from: --db sqlite:///FOLDER/koinon.db opens it
     FOLDER/koinon.db.blobs/   contents and updates, as hard links where they lie on the same disk
 
-The database comes first, in one snapshot, then the files that it names. A file may go meanwhile, because its round is
-kept no longer: then the snapshot is taken again. The database gets its name last, so a backup that was interrupted
-cannot be mistaken for one.
+The database comes first, in one snapshot, and in that moment the files that it names get a second name here. A file
+may go meanwhile, because its round is kept no longer: then the snapshot is taken again. The database gets its name
+last, so a backup that was interrupted cannot be mistaken for one.
 
 A backup is nobody's: it has no `owner` file (whoever opens it first draws one of its own), and its runs are owned by
 nobody, as if the coordinator had released them. So whoever starts it may take its runs up at once, and can never pass
@@ -16,7 +16,8 @@ the one that they saw last.
 import os
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,12 +62,14 @@ def backup(place: Place, to: Path) -> Backup:
     gone = ""
     for snapshot in range(1, _ATTEMPTS + 1):
         with disk(fresh):
-            named = _snapshot(place, fresh)
+            named = _snapshot(place, fresh, blobs)
             try:
-                copied = sum(_copy(place.root, blobs, file) for file in named)
+                for file in named:
+                    _fetch(place.root, blobs, file, _link_or_copy)
             except _GoneError as error:
                 gone = str(error)
                 continue
+            copied = sum(_verified(place.root, blobs, file) for file in named)
             _tidy(blobs, {blobs / file.path for file in named})
             _sync(fresh)
             fresh.rename(final)
@@ -93,10 +96,10 @@ def _empty(to: Path) -> None:
 # -- the database ---------------------------------------------------------------------------------------------
 
 
-def _snapshot(place: Place, fresh: Path) -> list[File]:
+def _snapshot(place: Place, fresh: Path, blobs: Path) -> list[File]:
     """The database as it is at one moment, as an SQLite file of its own, owned by nobody; the files that it names."""
     try:
-        named = place.database.read("backup", partial(_one_moment, fresh=fresh))
+        named = place.database.read("backup", partial(_one_moment, root=place.root, fresh=fresh, blobs=blobs))
         with closing(sqlite3.connect(fresh, isolation_level=None)) as raw:
             raw.execute("PRAGMA journal_mode=DELETE")  # one file, which may be moved by itself
             raw.execute("PRAGMA synchronous=FULL")
@@ -107,10 +110,13 @@ def _snapshot(place: Place, fresh: Path) -> list[File]:
     return named
 
 
-def _one_moment(tx: Connection, fresh: Path) -> list[File]:
+def _one_moment(tx: Connection, root: Path, fresh: Path, blobs: Path) -> list[File]:
     for end in ("", "-wal", "-shm"):
         fresh.with_name(f"{fresh.name}{end}").unlink(missing_ok=True)
     named = list(files(tx))
+    for file in named:  # before the rows, which take longer: what has a second name cannot go any more
+        with suppress(_GoneError, OSError):
+            _fetch(root, blobs, file, _link)
     (_copy_sqlite if tx.dialect.name == "sqlite" else _copy_tables)(tx, fresh)
     return named
 
@@ -148,38 +154,43 @@ def _fill(tx: Connection, source: Connection) -> None:
 # -- the files ------------------------------------------------------------------------------------------------
 
 
-def _copy(root: Path, blobs: Path, file: File) -> int:
-    """Put a file that the database names beside the copy; its size. _GoneError if it is not there any more."""
+def _fetch(root: Path, blobs: Path, file: File, how: Callable[[Path, Path], None]) -> None:
+    """Put a file that the database names beside the copy. _GoneError if it is not there any more."""
     path = blobs / file.path
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     for source in (root / file.path, root / blob_path(Path(), file.digest)):
-        try:
-            _link(source, path)
-            break
-        except FileNotFoundError:
-            continue
-    else:
-        raise _GoneError(file.what)
-    if digest_of_file(path) != (file.size, file.digest):
-        raise StoreError(
-            f"{file.what} is damaged in {root}, so that no backup can be made; `koinon-coordinator db check` says what "
-            "else is"
-        )
-    return file.size
+        with suppress(FileNotFoundError):
+            how(source, path)
+            return
+    raise _GoneError(file.what)
 
 
 def _link(source: Path, path: Path) -> None:
     """The same file under another name, which is as good as a copy: what is whole is never written to again."""
-    if path.exists():
-        return  # from the snapshot before
-    with source.open("rb"):  # whatever fails on the way is not about this file
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.hardlink_to(source)
+
+
+def _link_or_copy(source: Path, path: Path) -> None:
+    with source.open("rb"):  # or it is not there, whatever else may be wrong
         try:
-            path.hardlink_to(source)
+            _link(source, path)
         except FileNotFoundError:
             raise
         except OSError:
             shutil.copyfile(source, path)
             _sync(path)
+
+
+def _verified(root: Path, blobs: Path, file: File) -> int:
+    """The size of a copied file; StoreError if it is not what it should be."""
+    if digest_of_file(blobs / file.path) != (file.size, file.digest):
+        raise StoreError(
+            f"{file.what} is damaged in {root}, so that no backup can be made; `koinon-coordinator db check` says what "
+            "else is"
+        )
+    return file.size
 
 
 def _tidy(blobs: Path, named: set[Path]) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from koinon_coordinator.store import models
 from koinon_coordinator.store.models import rows_of
 from koinon_core.audit import Entry
+from koinon_core.canonical import digest_of
 from koinon_core.errors import StoreError
 from koinon_core.round.events import Event, Heard, dump
 from koinon_core.round.machine import Round
@@ -54,7 +55,8 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRow:
-    """A verified update. `data` is its bytes if they are small, else they are a file already."""
+    """A verified update. `data` is its bytes if they are small, else they are a file already. `whole` is False for a
+    row that does not say any more what was written."""
 
     client: str
     round: int
@@ -64,6 +66,13 @@ class UpdateRow:
     head: Head
     at: float
     data: bytes | None
+    whole: bool = True
+
+    def seal(self, run: str) -> str:
+        """The digest of all that the row says; its bytes have their own."""
+        return digest_of(
+            [run, self.round, self.client, self.digest, self.size, self.codec, self.head.to_json()]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +186,7 @@ def write(tx: Connection, change: Change) -> None:
                 {
                     "run": run.id, "round": u.round, "client": u.client, "digest": u.digest, "size": u.size,
                     "codec": u.codec, "head": u.head.to_json(), "at": u.at, "data": u.data, "kept": True,
+                    "seal": u.seal(run.id),
                 }
                 for u in change.updates
             ],

@@ -4,11 +4,14 @@ Every method is one transaction and blocks; the driver calls them from worker th
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import NoResultFound
 
 from koinon_coordinator.store import changes, owners, queries, schema
 from koinon_coordinator.store.blobs import Blobs
@@ -17,7 +20,7 @@ from koinon_coordinator.store.folder import Folder
 from koinon_coordinator.store.owners import Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
 from koinon_coordinator.store.tx import Database
-from koinon_coordinator.store.uploads import Part, Uploads
+from koinon_coordinator.store.uploads import Part, Uploads, damaged
 from koinon_core.audit import Entry
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
@@ -29,6 +32,7 @@ from koinon_core.wire.convert import INLINE
 
 __all__ = ["Store"]
 
+T = TypeVar("T")
 _log = structlog.get_logger("koinon.store")
 _AT_HAND = 64
 _PAGE = 500
@@ -69,8 +73,9 @@ class Store:
     def sweep(self) -> int:
         """Put the folder in order, before anything else uses it: take in what an older version kept elsewhere, remove
         what no row names. Returns how many files went."""
-        open_ = {(row.id, row.number) for row in self.runs() if row.status in ("running", "paused")}
-        kept = {(row.id, number) for row in self.runs() for number in self.kept_rounds(row.id)}
+        rows = self.runs()
+        open_ = {(row.id, row.number) for row in rows if row.status in ("running", "paused")}
+        kept = {(row.id, number) for row in rows for number in self.kept_rounds(row.id)}
         for run, number in sorted(kept):
             named = set()
             for update in self.updates(run, number):
@@ -80,12 +85,12 @@ class Store:
                     named.add(self.uploads.path(part, update.digest))
             if (run, number) not in open_:  # a device may go on with what it began
                 self.uploads.keep(run, number, named)
-        contents = self.database.read("contents", queries.contents)
+        contents = self._read("contents", queries.contents)
         self.collect({digest for digest, _, _ in contents})
         for run, number in self.uploads.rounds():
             if (run, number) not in kept | open_:
                 self.uploads.scrub(run, number)
-        contents = self.database.read("contents", queries.contents)
+        contents = self._read("contents", queries.contents)
         return self.blobs.sweep({digest for digest, _, file in contents if file})
 
     # -- writing ----------------------------------------------------------------------------------------------
@@ -157,53 +162,70 @@ class Store:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
+    def _read(self, name: str, function: Callable[[Connection], T]) -> T:
+        """A read; StoreError for rows that hold something else than what was written."""
+        try:
+            return self.database.read(name, function)
+        except (ValueError, TypeError, KeyError, NoResultFound) as error:
+            raise StoreError(
+                f"the run database holds {name} that cannot be read ({error}); `koinon-coordinator db check` says what "
+                "is damaged"
+            ) from error
+
     def runs(self) -> list[RunRow]:
-        return self.database.read("runs", queries.run_rows)
+        return self._read("runs", queries.run_rows)
 
     def run(self, run: str) -> RunRow:
         """One run by its id."""
-        return next(row for row in self.runs() if row.id == run)
+        found = next((row for row in self.runs() if row.id == run), None)
+        if found is None:
+            raise StoreError(f"run {run} is no longer in the run database; restore it from a backup")
+        return found
 
     def events(self, run: str, round_: int) -> list[Event]:
-        return self.database.read("events", partial(queries.events, run=run, round_=round_))
+        return self._read("events", partial(queries.events, run=run, round_=round_))
 
     def updates(self, run: str, round_: int) -> list[UpdateRow]:
         """The updates of a round, as far as they are kept."""
-        return self.database.read("updates", partial(queries.updates, run=run, round_=round_))
+        return self._read("updates", partial(queries.updates, run=run, round_=round_))
 
     def update_window(self, run: str, update: UpdateRow) -> Window:
-        """A reader of an update's bytes."""
+        """A reader of an update's bytes. BadBlob if they, or their row, are damaged, so that they enter no sum."""
+        if not update.whole:
+            raise damaged(update.client)
         data = update.data
-        if data is not None or not update.size:
-            known = data or b""
-            return lambda offset, length: known[offset : offset + length]
-        return self.uploads.window(Part(run, update.round, update.client), update.digest)
+        if data is None and update.size:
+            return self.uploads.window(Part(run, update.round, update.client), update.digest)
+        known = data or b""
+        if update.size and sha256(known) != update.digest:
+            raise damaged(update.client)
+        return lambda offset, length: known[offset : offset + length]
 
     def kept_rounds(self, run: str) -> list[int]:
-        return self.database.read("kept rounds", partial(queries.kept_rounds, run=run))
+        return self._read("kept rounds", partial(queries.kept_rounds, run=run))
 
     def kept_versions(self, run: str) -> list[ModelVersion]:
-        return self.database.read("kept versions", partial(queries.kept_versions, run=run))
+        return self._read("kept versions", partial(queries.kept_versions, run=run))
 
     def rounds(self, run: str, since: int = 0) -> list[RoundRow]:
-        return self.database.read("rounds", partial(queries.round_rows, run=run, since=since))
+        return self._read("rounds", partial(queries.round_rows, run=run, since=since))
 
     def incidents(self, run: str) -> list[Incident]:
-        return self.database.read("incidents", partial(queries.incidents, run=run))
+        return self._read("incidents", partial(queries.incidents, run=run))
 
     def verdict(self, run: str, round_: int, client: str) -> tuple[Verdict, str]:
-        return self.database.read("verdict", partial(queries.verdict, run=run, round_=round_, client=client))
+        return self._read("verdict", partial(queries.verdict, run=run, round_=round_, client=client))
 
     def last_counted(self, run: str, client: str) -> int:
-        return self.database.read("last counted", partial(queries.last_counted, run=run, client=client))
+        return self._read("last counted", partial(queries.last_counted, run=run, client=client))
 
     def standing(self, run: str, since: int) -> tuple[Standing, dict[int, str]]:
         """Where the run stands, and its history from round `since` on (0: none of it)."""
-        return self.database.read("standing", partial(queries.standing, run=run, since=since))
+        return self._read("standing", partial(queries.standing, run=run, since=since))
 
     def audit(self, run: str, after: int = 0) -> Iterator[Entry]:
         """The run's audit log, oldest entry first, read page by page."""
-        while page := self.database.read("audit", partial(queries.audit, run=run, after=after, most=_PAGE)):
+        while page := self._read("audit", partial(queries.audit, run=run, after=after, most=_PAGE)):
             yield from page
             after = page[-1].number
 
@@ -212,7 +234,7 @@ class Store:
 
     def model_at(self, run: str, round_: int | None) -> ModelVersion:
         """The model that a round made. NotFound if it made none, or if it is kept no longer."""
-        found = self.database.read("model", partial(queries.model_at, run=run, round_=round_))
+        found = self._read("model", partial(queries.model_at, run=run, round_=round_))
         if found is None:
             raise NotFound(f"round {round_} made no model; `koinon run show` lists those that did")
         version, kept = found
@@ -222,7 +244,7 @@ class Store:
 
     def model_before(self, run: str, round_: int) -> ModelVersion | None:
         """The model that a round stood on, if it is still kept."""
-        found = self.database.read("model", partial(queries.model_before, run=run, round_=round_))
+        found = self._read("model", partial(queries.model_before, run=run, round_=round_))
         return found[0] if found and found[1] else None
 
     def window(self, digest: str) -> tuple[Window, int]:
@@ -230,7 +252,7 @@ class Store:
         known = self._small.get(digest)
         if known is not None:
             return lambda offset, length: known[offset : offset + length], len(known)
-        found = self.database.read("content", partial(queries.content, digest=digest))
+        found = self._read("content", partial(queries.content, digest=digest))
         if found is None:
             raise NotFound(f"there is no content {digest[:12]}... here")
         size, data = found

@@ -20,6 +20,7 @@ from koinon_core.errors import KoinonError
 from koinon_core.history import extend, genesis, link_of
 from koinon_core.round.machine import Round, rebuild
 from koinon_core.spec import RunSpec
+from koinon_core.update import Head
 
 __all__ = ["UNREADABLE", "Finding", "of_run"]
 
@@ -259,11 +260,18 @@ class _Rounds:
 
     def _updates(self, r: Round) -> Iterator[tuple[str, str]]:
         u, number = models.Update, r.terms.round
-        columns = (u.client, u.digest, u.size, u.kept, u.data, u.codec)
+        columns = (u.client, u.digest, u.size, u.kept, u.data, u.codec, u.head, u.at, u.seal)
         rows = self.tx.execute(select(*columns).where(u.run == self.row.id, u.round == number))
         there = set()
-        for client, digest, size, kept, data, codec in rows:
+        for client, digest, size, kept, data, codec, said, at, seal in rows:
             there.add(client)
+            head = Head.from_json(said)
+            head.check(
+                trained=r.terms.kind == "train", max_examples=r.terms.max_examples, totals=said["totals"]
+            )
+            update = changes.UpdateRow(client, number, digest, size, codec, head, at, data)
+            if seal not in ("", update.seal(self.row.id)):
+                yield "its update's row does not say any more what was written", client
             if r.update.heard.get(client) != digest:
                 yield f"its update {digest[:12]} is not the one that the round heard", client
             if codec != r.terms.codec:

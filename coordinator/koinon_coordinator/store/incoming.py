@@ -3,6 +3,7 @@ and synced."""
 
 import hashlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,11 +17,14 @@ class Incoming:
     """Bytes on their way to `final`: `write` in order, then `finish`. What was written stays when the link is cut.
 
     Every step holds one lock, so that a stream which takes over waits for the step under way, and a stream that was
-    superseded, or is finished, touches the file no more.
+    superseded, or is finished, touches the file no more. `whole` is told when it has its name.
     """
 
-    def __init__(self, folder: Folder, partial: Path, final: Path, digest: str, size: int):
-        self._folder, self._partial, self._final = folder, partial, final
+    def __init__(
+        self, folder: Folder, partial: Path, final: Path, digest: str, size: int,
+        whole: Callable[[Path], object] = lambda final: None,
+    ):  # fmt: skip
+        self._folder, self._partial, self._final, self._whole = folder, partial, final, whole
         self._digest, self._size = digest, size
         self._busy = threading.Lock()
         with disk(partial):
@@ -74,6 +78,7 @@ class Incoming:
             name_file(self._partial, self._final, self._file.fileno())
             self._file.close()  # this handle is the finished file's now: nobody may write through it
             sync_folder(self._final.parent.parent)
+        self._whole(self._final)
 
     def _check_open(self) -> None:
         if self._file.closed:

@@ -130,6 +130,7 @@ class Update(Table):
     at: Mapped[float] = mapped_column(Float(53))
     data: Mapped[bytes | None] = mapped_column(LargeBinary)
     kept: Mapped[bool] = mapped_column(default=True)
+    seal: Mapped[str] = mapped_column(String(64), default="")
     __table_args__ = (UniqueConstraint("run", "round", "client"),)
 
 

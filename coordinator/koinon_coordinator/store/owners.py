@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select, update
 
 from koinon_coordinator.store import models
-from koinon_core.errors import Conflict
+from koinon_core.errors import Conflict, StoreError
 
 __all__ = ["BEAT", "LEASE", "Held", "take"]
 
@@ -32,7 +32,12 @@ def take(tx: Connection, run: str, owner: str, now: float) -> Held:
     r = models.Run
     # Written first, so that a predecessor's last transaction is over before anything of the run is read.
     tx.execute(update(r).where(r.id == run).values(epoch=r.epoch + 1))
-    name, epoch, before, beat = tx.execute(select(r.name, r.epoch, r.owner, r.beat).where(r.id == run)).one()
+    row = tx.execute(select(r.name, r.epoch, r.owner, r.beat).where(r.id == run)).one_or_none()
+    if row is None:
+        raise StoreError(
+            f"run {run} is not where its index says; `koinon-coordinator db check` says what is damaged"
+        )
+    name, epoch, before, beat = row
     if before not in ("", owner) and now < beat + LEASE:
         raise Conflict(
             f"run {name!r} is driven by another coordinator, with another --data folder; stop that one first (if it "

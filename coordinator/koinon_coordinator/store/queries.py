@@ -1,7 +1,7 @@
 """What is read: the rows of the run database as plain values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, delete, func, select, union
 
@@ -95,11 +95,15 @@ def events(tx: Connection, run: str, round_: int) -> list[Event]:
 
 
 def updates(tx: Connection, run: str, round_: int) -> list[UpdateRow]:
-    """The updates of a round that are kept, by client."""
+    """The updates of a round that are kept, by client. Rows of version 0.1.0 have no seal, and are believed."""
     u = rows_of(models.Update).c
-    columns = select(u.client, u.round, u.digest, u.size, u.codec, u.head, u.at, u.data)
-    rows = tx.execute(columns.where(u.run == run, u.round == round_, u.kept).order_by(u.client))
-    return [UpdateRow(c, r, d, n, k, Head.from_json(h), at, b) for c, r, d, n, k, h, at, b in rows]
+    chosen = select(u.client, u.round, u.digest, u.size, u.codec, u.head, u.at, u.data, u.seal)
+    rows = tx.execute(chosen.where(u.run == run, u.round == round_, u.kept).order_by(u.client))
+    found = []
+    for client, number, digest, size, codec, head, at, data, seal in rows:
+        row = UpdateRow(client, number, digest, size, codec, Head.from_json(head), at, data)
+        found.append(row if seal in ("", row.seal(run)) else replace(row, whole=False))
+    return found
 
 
 def kept_rounds(tx: Connection, run: str) -> list[int]:

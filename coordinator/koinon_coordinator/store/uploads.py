@@ -5,6 +5,7 @@ An update belongs to one device's part in one round and to nothing else, so it i
 another's, and scrubbing a round is removing its folder.
 """
 
+import hashlib
 import shutil
 import threading
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from koinon_coordinator.store.folder import Folder, disk, sync_folder
 from koinon_coordinator.store.incoming import Incoming
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
+from koinon_core.errors import BadBlob
 from koinon_core.failpoints import hit
 
-__all__ = ["Part", "Uploads", "update_path"]
+__all__ = ["Part", "Uploads", "damaged", "update_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ def update_path(root: Path, part: Part, digest: str) -> Path:
     return root / "updates" / part.run / str(part.round) / f"{owner}-{check_digest(digest)}"
 
 
+def damaged(client: str) -> BadBlob:
+    """What is said of an update whose bytes are not those that were handed in."""
+    return BadBlob(f"the update of {client} is damaged on disk")
+
+
 class Uploads:
     """The updates in a folder. Safe for several threads."""
 
@@ -44,6 +51,7 @@ class Uploads:
         self._folder = folder
         self._root = folder.root / "updates"
         self._incoming: WeakValueDictionary[Path, Incoming] = WeakValueDictionary()
+        self._sound: set[Path] = set()  # what was seen whole since this process has the folder
         self._guard = threading.Lock()
 
     def _shelf(self, run: str, round_: int) -> Path:
@@ -57,9 +65,15 @@ class Uploads:
         return self.path(part, digest).exists()
 
     def window(self, part: Part, digest: str) -> Window:
-        """Read any part of an update; StoreError if it is not there."""
+        """Read any part of an update; StoreError if it is not there. What an earlier process left is read once to
+        see that it is whole still: BadBlob if it is not."""
         path = self.path(part, digest)
         file_size(path)
+        if path not in self._sound:
+            with disk(path), path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise damaged(part.client)
+            self._found_whole(path)
         return file_window(path)
 
     def receive(self, part: Part, digest: str, size: int) -> Incoming | None:
@@ -80,8 +94,13 @@ class Uploads:
                 return None
             self._folder.make_room(size - (partial.stat().st_size if partial.exists() else 0))
             path.parent.mkdir(parents=True, exist_ok=True)
-            incoming = self._incoming[partial] = Incoming(self._folder, partial, path, digest, size)
+            incoming = Incoming(self._folder, partial, path, digest, size, self._found_whole)
+            self._incoming[partial] = incoming
         return incoming
+
+    def _found_whole(self, path: Path) -> None:
+        with self._guard:
+            self._sound.add(path)
 
     def received(self, part: Part, digest: str) -> int:
         """Bytes of an update that are here."""
@@ -127,6 +146,7 @@ class Uploads:
                     stream.supersede()
             size = sum(f.stat().st_size for f in shelf.iterdir())
             shutil.rmtree(shelf)
+            self._sound = {path for path in self._sound if path.parent != shelf}
         self._folder.note(-size)
         hit("blob.removed", str(round_))
 

@@ -29,6 +29,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("kept", sa.Boolean(), nullable=False, server_default=sa.true()))
     with op.batch_alter_table("updates") as batch_op:
         batch_op.add_column(sa.Column("data", sa.LargeBinary(), nullable=True))
+        batch_op.add_column(sa.Column("seal", sa.String(length=64), nullable=False, server_default=""))
         batch_op.add_column(sa.Column("kept", sa.Boolean(), nullable=False, server_default=sa.true()))
     op.create_table(
         "audit",
