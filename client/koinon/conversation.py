@@ -79,7 +79,7 @@ class Conversation:
         self._links: dict[int, str] = {}
         self._asks: dict[int, pb.Ask] = {}
         self._held: pb.Ask | None = None
-        self._clear = False
+        self._clear = self._over = False
 
     # -- the link ---------------------------------------------------------------------------------------------
 
@@ -161,8 +161,13 @@ class Conversation:
         self._owner.stays_away(reason)
 
     def _ended(self, ended: pb.Ended) -> None:
+        self._over = True
         self._owner.ended(ended.status, ended.reason)
-        if self._sent is None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Once the run is over and the fate of the last update is known, nothing of it is needed any more."""
+        if self._over and self._sent is None:
             self._outbox.forget(self.run)
 
     # -- a round ----------------------------------------------------------------------------------------------
@@ -212,7 +217,7 @@ class Conversation:
             except KoinonError:
                 self._sent = None
                 with suppress(KoinonError):
-                    self._outbox.drop(self.run, m.round)  # it may be there all the same
+                    self._outbox.drop(self.run, m.round)
                 raise
         self._step(member.Submitted(prepared.digest))
 
@@ -267,9 +272,11 @@ class Conversation:
             self.state = self._sent.pending
         self._sent, self._settled = None, round_
         self._owner.settled(round_, "counted")
+        self._forget()
 
     def _drop(self, round_: int, reason: str) -> None:
         if self._sent is not None:
             self._outbox.drop(self.run, round_)
             self._sent = None
         self._owner.settled(round_, reason)
+        self._forget()

@@ -121,8 +121,8 @@ class Session:
                 )
             if self._talk.run:
                 raise Unavailable(
-                    f"the coordinator at {address} does not say within {timeout:g} s where the run stands; its operator "
-                    f"sees why with `koinon run why {self._run_name}`"
+                    f"the coordinator at {address} does not say within {timeout:g} s where the run stands; its "
+                    f"operator sees why with `koinon run why {self._run_name}`"
                 )
             if not self._joined.wait(max(0.0, wait - timeout)):
                 raise NotFound(

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import logging
 import math
 import os
@@ -14,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from koinon import outbox as module
-from koinon.outbox import DiskOutbox, Kept, MemoryOutbox, Outbox, Sent, open_outbox
+from koinon.outbox import DiskOutbox, Kept, MemoryOutbox, Outbox, Sent, files, open_outbox
 from koinon_core import failpoints
 from koinon_core.canonical import sha256
 from koinon_core.errors import Conflict, LocalProtocolError, StoreError
@@ -273,7 +273,10 @@ def test_what_is_settled_takes_no_place(tmp_path: Path):
     for number in range(1, 6):
         one.keep(RUN, sent_of(number, pending=state_of(number)))
         (one.drop if number % 2 else one.commit)(RUN, number)
-    assert names(tmp_path) == {"lock", "device", "run", "state-4"}
+    assert names(tmp_path) == {"lock", "device", "run", "sent", "state-5", "state-6"}
+    one.close()
+    assert names(tmp_path) == {"lock", "device", "run", "state-5"}
+    one = DiskOutbox(tmp_path)
     one.forget(RUN)
     assert names(tmp_path) == {"lock", "device"}
     one.close()
@@ -350,8 +353,28 @@ def killing(at: int) -> list[str]:
     return passed
 
 
-def before_keep(one: DiskOutbox) -> None:
+def kill(one: DiskOutbox) -> None:
+    """The process of this memory is gone, and wrote nothing more."""
+    failpoints.disarm()
+    one._lock.close()
+
+
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only processes die, and the system lives, nothing needs a sync: that order has tests of its own."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+def nothing(one: DiskOutbox) -> None:
+    one.enter(RUN)
+
+
+def first(one: DiskOutbox) -> None:
     one.keep(RUN, sent_of(1, pending=state_of(1.0)))
+
+
+def before_keep(one: DiskOutbox) -> None:
+    first(one)
     one.commit(RUN, 1)
     one.pin(RUN, {"head": "a"})
 
@@ -376,77 +399,124 @@ def before_dropping_an_older_pin(one: DiskOutbox) -> None:
     one.pin(RUN, {"head": "c"})
 
 
+def commit(one: DiskOutbox) -> None:
+    out = one.enter(RUN).sent
+    assert out is not None
+    one.commit(RUN, out.round)
+
+
+def drop(one: DiskOutbox) -> None:
+    one.drop(RUN, 2)
+
+
+def keep(one: DiskOutbox) -> None:
+    one.keep(RUN, sent_of(3, pending=state_of(3.0)))
+
+
+def keep_evaluation(one: DiskOutbox) -> None:
+    one.keep(RUN, replace(evaluated(3), pin={"head": "d"}))
+
+
+def pin(one: DiskOutbox) -> None:
+    one.pin(RUN, {"head": "e"})
+
+
+def forget(one: DiskOutbox) -> None:
+    one.forget(RUN)
+
+
+def close(one: DiskOutbox) -> None:
+    one.close()
+
+
 Step = Callable[[DiskOutbox], object]
-STEPS: dict[str, tuple[Step, Step]] = {
-    "the first keep": (
-        lambda one: one.enter(RUN),
-        lambda one: one.keep(RUN, sent_of(1, pending=state_of(1.0))),
-    ),
-    "the first entry": (lambda one: None, lambda one: one.enter(RUN)),
-    "keep": (before_keep, lambda one: one.keep(RUN, sent_of(2, pending=state_of(2.0)))),
-    "commit": (before_settling, lambda one: one.commit(RUN, 2)),
-    "commit without a state": (before_evaluation, lambda one: one.commit(RUN, 2)),
-    "drop": (before_settling, lambda one: one.drop(RUN, 2)),
-    "drop what brought a pin": (before_dropping, lambda one: one.drop(RUN, 2)),
-    "drop what brought an older pin": (before_dropping_an_older_pin, lambda one: one.drop(RUN, 2)),
-    "commit what brought a pin": (before_dropping, lambda one: one.commit(RUN, 2)),
-    "pin over a pin": (before_dropping, lambda one: one.pin(RUN, {"head": "c"})),
-    "pin": (before_settling, lambda one: one.pin(RUN, {"head": "b"})),
-    "forget": (before_settling, lambda one: one.forget(RUN)),
+# What was before, the receipt that came (and wrote nothing), what is done then.
+STEPS: dict[str, tuple[Step, Step, Step]] = {
+    "the first keep": (nothing, nothing, first),
+    "keep after a commit": (before_settling, commit, keep),
+    "keep after the first commit": (first, commit, keep),
+    "keep after a commit without a state": (before_evaluation, commit, keep),
+    "keep after a drop": (before_settling, drop, keep),
+    "keep after a drop of what brought a pin": (before_dropping, drop, keep),
+    "keep without a state": (before_settling, commit, keep_evaluation),
+    "keep without a state after a drop": (before_dropping_an_older_pin, drop, keep_evaluation),
+    "pin": (before_settling, nothing, pin),
+    "pin over a pin": (before_dropping, nothing, pin),
+    "pin after a commit": (before_settling, commit, pin),
+    "pin after a drop": (before_dropping, drop, pin),
+    "forget": (before_settling, nothing, forget),
+    "forget after a commit": (before_settling, commit, forget),
+    "close after a commit": (before_settling, commit, close),
+    "close after a commit without a state": (before_evaluation, commit, close),
+    "close after a drop": (before_settling, drop, close),
+    "close after a drop of what brought a pin": (before_dropping, drop, close),
+    "close after a drop of what brought an older pin": (before_dropping_an_older_pin, drop, close),
 }
 
 
+@pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("name", STEPS)
-def test_a_process_killed_at_any_point_leaves_what_was_before_or_what_is_after(name: str, tmp_path: Path):
-    prepare, step = STEPS[name]
-    ready, done = tmp_path / "ready", tmp_path / "done"
-    one = DiskOutbox(ready)
-    prepare(one)
-    one.close()
-    shutil.copytree(ready, done)
-    one = DiskOutbox(done)
-    one.enter(RUN)
+def test_a_process_killed_at_any_point_finds_the_last_round_unsettled_or_settled(name: str, tmp_path: Path):
+    prepare, receipt, step = STEPS[name]
+    done = DiskOutbox(tmp_path / "done")
+    prepare(done)
+    before = stands_after_kill(tmp_path / "done", tmp_path / "before")
+    receipt(done)
+    known = done.enter(RUN)
+    assert stands_after_kill(tmp_path / "done", tmp_path / "lazy") == before
     passed = killing(0)
-    step(one)
+    step(done)
     failpoints.disarm()
-    one.close()
-    before, after, hits = stands(ready), stands(done), len(passed)
-    assert hits >= 2 or name == "the first entry"
-    assert before != after or name == "the first entry"
+    after = known if step is close else done.enter(RUN)
+    kill(done)
+    assert stands(tmp_path / "done") == after != before
+    hits = len(passed)
+    assert hits >= 3
     for k in range(1, hits + 1):
-        for j in range(1, 12):  # and killed again, at any point of the start after it
+        for j in range(1, 15):  # and killed again, at any point of the start after it
             folder = tmp_path / f"killed-{k}-{j}"
-            shutil.copytree(ready, folder)
             one = DiskOutbox(folder)
-            if name != "the first entry":
-                one.enter(RUN)
+            prepare(one)
+            receipt(one)
             killing(k)
             with pytest.raises(Killed):
                 step(one)
-            failpoints.disarm()
-            one.close()
+            kill(one)
             twice = killed_while_starting(folder, j)
-            found = stands(folder)
-            assert found in (before, after), f"killed at {passed[k - 1]}"
             one = DiskOutbox(folder)
+            found = one.enter(RUN)
+            assert found in (before, after), f"killed at {passed[k - 1]}"
+            if found != after:  # the coordinator says it again
+                receipt(one)
+                assert one.enter(RUN) == known
             step(one)
-            one.close()
-            assert stands(folder) == after
-            assert names(folder) == names(done), f"killed at {passed[k - 1]}"
+            kill(one)
+            assert stands(folder) == after, f"killed at {passed[k - 1]}"
+            assert len(names(folder)) == len(names(tmp_path / "done")), f"killed at {passed[k - 1]}"
             shutil.rmtree(folder)
             if not twice:
                 break
 
 
+def stands_after_kill(folder: Path, copy: Path, run: str = RUN) -> Kept:
+    """What a start would find if the process that has `folder` died now."""
+    shutil.copytree(folder, copy)
+    return stands(copy, run)
+
+
 def killed_while_starting(folder: Path, at: int) -> bool:
     """Whether there was an `at`-th point to die at, from the start to what is kept of the run."""
     killing(at)
+    one = None
     try:
-        stands(folder)
+        one = DiskOutbox(folder)
+        one.enter(RUN)
     except Killed:
         return True
     finally:
         failpoints.disarm()
+        if one is not None:
+            kill(one)
     return False
 
 
@@ -479,6 +549,7 @@ def _instance(folder: Path) -> str:
 KILL = """
 outbox = DiskOutbox(Path(sys.argv[1]))
 t.before_settling(outbox)
+outbox.commit(t.RUN, 2)
 left = int(sys.argv[3])
 def die(about):
     global left
@@ -486,73 +557,220 @@ def die(about):
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 failpoints.arm(sys.argv[2], die)
-outbox.commit(t.RUN, 2)
+t.keep(outbox)
+if sys.argv[2] == "link.said":
+    failpoints.hit("link.said")
 """
 
 
 @pytest.mark.parametrize(
-    ("point", "number", "settled"),
-    [("outbox.written", 1, 1), ("outbox.named", 1, 2), ("outbox.removed", 1, 2), ("outbox.removed", 2, 2)],
+    ("point", "number", "kept"),
+    [
+        ("outbox.written", 1, False),
+        ("outbox.synced", 2, False),
+        ("outbox.named", 1, False),
+        ("outbox.named", 2, True),
+        ("outbox.removed", 1, True),
+        ("link.said", 1, True),
+    ],
 )
-def test_sigkill_in_the_middle_of_a_commit(point: str, number: int, settled: int, tmp_path: Path):
+def test_sigkill_between_counted_and_the_end_of_the_next_keep(
+    point: str, number: int, kept: bool, tmp_path: Path
+):
     assert python(KILL, tmp_path, point, number).returncode == -signal.SIGKILL
     one = DiskOutbox(tmp_path)
-    found = one.enter(RUN)
-    assert (found.settled, found.state) == (settled, state_of(settled))
-    assert found.sent == (sent_of(2, pending=state_of(2.0)) if settled == 1 else None)
-    one.commit(RUN, 2)
-    assert one.enter(RUN) == Kept(state=state_of(2.0), settled=2, sent=None, pin={"head": "a"})
+    if not kept:
+        out = sent_of(2, pending=state_of(2.0))
+        assert one.enter(RUN) == Kept(state=state_of(1.0), settled=1, sent=out, pin={"head": "a"})
+        one.commit(RUN, 2)
+        keep(one)
+    out = sent_of(3, pending=state_of(3.0))
+    assert one.enter(RUN) == Kept(state=state_of(2.0), settled=2, sent=out, pin={"head": "a"})
     one.close()
 
 
-def test_every_file_is_synced_before_it_is_named_and_its_folder_after(tmp_path, monkeypatch):
+# -- the power ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """Everything that is synced, named and removed, as it happens."""
     told: list[tuple[str, object]] = []
     real = os.fsync
 
     def fsync(fd: int) -> None:
         about = os.fstat(fd)
-        told.append(("sync", "folder" if stat.S_ISDIR(about.st_mode) else about.st_ino))
+        told.append(("folder", "") if stat.S_ISDIR(about.st_mode) else ("file", about.st_ino))
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
     for point in ("outbox.named", "outbox.removed"):
         failpoints.arm(point, lambda about, point=point: told.append((point, about)))
+    return told
+
+
+FILE, FOLDER = "file", "folder"
+STATE, SENT, RECORD = ("outbox.named", "state"), ("outbox.named", "sent"), ("outbox.named", "run")
+NO_STATE, NO_SENT, NO_RECORD = (("outbox.removed", what) for what in ("state", "sent", "run"))
+
+
+def test_a_round_costs_what_its_update_costs(tmp_path: Path, syncs: list[Any]):
+    def told() -> list[Any]:
+        said = [what if what in (FILE, FOLDER) else (what, about) for what, about in syncs]
+        syncs.clear()
+        return said
+
     one = DiskOutbox(tmp_path / "new")
-    assert told[0] == ("sync", "folder")  # its own entry in the folder above
-    before_settling(one)
+    assert told() == [FOLDER, FILE, ("outbox.named", "device"), FOLDER]
+    one.enter(RUN)
+    assert told() == [FILE, RECORD, FOLDER]
+    one.keep(RUN, sent_of(1))
+    assert told() == [FILE, SENT, FOLDER]
+    one.commit(RUN, 1)
+    one.keep(RUN, sent_of(2, pending=state_of(2.0)))
+    assert told() == [FILE, FILE, STATE, SENT, FOLDER]
+    one.keep(RUN, sent_of(2, pending=state_of(2.0)))
+    one.commit(RUN, 2)
     one.commit(RUN, 2)
     one.drop(RUN, 2)
+    assert told() == []
+    one.keep(RUN, sent_of(3, pending=state_of(3.0)))
+    assert told() == [FILE, FILE, STATE, SENT, FOLDER]
+    one.drop(RUN, 3)
+    one.keep(RUN, sent_of(4, pending=state_of(4.0)))
+    assert told() == [FILE, FILE, STATE, SENT, FOLDER, NO_STATE]
+    one.commit(RUN, 4)
+    one.keep(RUN, evaluated(5))
+    assert told() == [FILE, SENT, FOLDER, NO_STATE]
+    one.pin(RUN, {"head": "a"})
+    one.pin(RUN, {"head": "a"})
+    assert told() == [FILE, RECORD, FOLDER]
+    one.commit(RUN, 5)
     one.close()
-    changes = [i for i, (what, _) in enumerate(told) if what.startswith("outbox.")]
-    assert len(changes) > 10
-    for i in changes:
-        assert told[i + 1] == ("sync", "folder")
-        if told[i][0] == "outbox.named":
-            assert told[i - 1][0] == "sync"
-            assert told[i - 1][1] != "folder"
+    assert told() == [FILE, RECORD, FOLDER, NO_SENT]
+    one.close()
+    one = DiskOutbox(tmp_path / "new")
+    one.enter(RUN)
+    one.close()
+    one = DiskOutbox(tmp_path / "new")
+    told()
+    one.forget(RUN)
+    assert told() == [FILE, RECORD, FOLDER, NO_STATE, FOLDER, NO_RECORD]
+    one.close()
+    assert told() == []
+
+
+class Disk:
+    """What the disk has of a folder while its files are changed: the names as they were when the folder was synced
+    last, and what was done to them since, of which the power may leave anything."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.safe = folder, {p.name: p.read_bytes() for p in folder.iterdir()}
+        self.since: list[tuple[str, bytes | None]] = []
+        self.moments: list[tuple[dict[str, bytes], list[tuple[str, bytes | None]]]] = []
+        replace_, unlink, fsync = Path.replace, Path.unlink, os.fsync
+        synced: set[int] = set()
+
+        def naming(path: Path, target: Path) -> Path:
+            assert path.stat().st_ino in synced, f"{path} has a name and no content"
+            self._then(target.name, path.read_bytes())
+            return replace_(path, target)
+
+        def unlinking(path: Path, missing_ok: bool = False) -> None:
+            self._then(path.name, None)
+            unlink(path, missing_ok)
+
+        def syncing(fd: int) -> None:
+            about = os.fstat(fd)
+            synced.add(about.st_ino)
+            fsync(fd)
+            if stat.S_ISDIR(about.st_mode):
+                self.safe = after(self.safe, self.since)
+                self.since = []
+                self._moment()
+
+        monkeypatch.setattr(Path, "replace", naming)
+        monkeypatch.setattr(Path, "unlink", unlinking)
+        monkeypatch.setattr(os, "fsync", syncing)
+
+    def _then(self, name: str, content: bytes | None) -> None:
+        self.since.append((name, content))
+        self._moment()
+
+    def _moment(self) -> None:
+        self.moments.append((dict(self.safe), list(self.since)))
+
+
+def after(names: dict[str, bytes], changes: Iterable[tuple[str, bytes | None]]) -> dict[str, bytes]:
+    now: dict[str, bytes | None] = {**names, **dict(changes)}
+    return {name: content for name, content in now.items() if content is not None}
+
+
+@pytest.mark.usefixtures("unsynced")
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("name", STEPS)
+def test_the_power_may_go_at_any_moment(name: str, ordered: bool, tmp_path: Path, monkeypatch):
+    """With a file system that keeps the order of what is named and removed, and with one that does not."""
+    prepare, receipt, step = STEPS[name]
+    folder = tmp_path / "device"
+    one = DiskOutbox(folder)
+    prepare(one)
+    before = stands_after_kill(folder, tmp_path / "before")
+    receipt(one)
+    known = one.enter(RUN)
+    with monkeypatch.context() as patch:
+        disk = Disk(folder, patch)
+        step(one)
+    last = known if step is close else one.enter(RUN)
+    kill(one)
+    allowed = [before, last]
+    if not ordered and step is not pin and last.sent is not None and last.sent.pending is not None:
+        allowed.append(replace(last, sent=None))  # its state has no name yet
+    assert len(disk.moments) >= 2
+    for i, (safe, since) in enumerate(disk.moments):
+        cuts = [since[:n] for n in range(len(since) + 1)]
+        if not ordered:
+            cuts = [list(some) for n in range(len(since) + 1) for some in combinations(since, n)]
+        for n, changes in enumerate(cuts):
+            found = stands_in(tmp_path / f"{i}-{n}", after(safe, changes))
+            assert found in allowed, f"{i}: {[(name, content is not None) for name, content in changes]}"
+    for n in range(len(disk.since) + 1):  # it has returned
+        for some in combinations(disk.since, n):
+            assert stands_in(tmp_path / "returned", after(disk.safe, some)) == last
+
+
+def stands_in(folder: Path, content: dict[str, bytes]) -> Kept:
+    folder.mkdir()
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    found = stands(folder)
+    assert stands(folder) == found
+    shutil.rmtree(folder)
+    return found
+
+
+# -- a long life --------------------------------------------------------------------------------------------------
 
 
 class Life(RuleBasedStateMachine):
-    """A device's memory against a dictionary that forgets nothing, over starts and kills."""
+    """A device's memory against one that forgets nothing, over starts and kills. `disk` is what a start would find."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.one, self.boot, self.next = DiskOutbox(self.folder), 1, 1
-        self.model: dict[str, Kept] = {}
+        self.model, self.disk = MemoryOutbox(), dict.fromkeys("ab", NEW)
+        self.fate: dict[str, tuple[int, bool]] = {}
 
     def teardown(self) -> None:
         failpoints.disarm()
         self.one.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def kept(self, run: str) -> Kept:
-        return self.model.get(run, NEW)
-
-    @rule(run=st.sampled_from("ab"), value=st.none() | st.integers(0, 9), die=st.integers(0, 9))
+    @rule(run=st.sampled_from("ab"), value=st.none() | st.integers(0, 9), die=st.integers(0, 12))
     def keep(self, run: str, value: int | None, die: int) -> None:
         self.next += 1
-        held = self.kept(run).sent
+        held = self.model.enter(run).sent
         pin = {"sent": value} if value in (1, 2, 3) else {}
         sent = replace(sent_of(self.next, pending=None if value is None else state_of(value)), pin=pin)
         if held is not None:
@@ -560,67 +778,88 @@ class Life(RuleBasedStateMachine):
                 self.one.keep(run, sent)
             self.one.keep(run, held)
         else:
-            after = replace(self.kept(run), sent=sent, pin=pin or self.kept(run).pin)
-            self.attempt(run, after, die, lambda: self.one.keep(run, sent))
+            self.attempt(run, die, lambda outbox: outbox.keep(run, sent))
 
-    @rule(run=st.sampled_from("ab"), counted=st.booleans(), die=st.integers(0, 9))
-    def settle(self, run: str, counted: bool, die: int) -> None:
-        kept = self.kept(run)
-        if kept.sent is None:
-            self.one.drop(run, self.next)
-            return
-        number, after = kept.sent.round, replace(kept, sent=None)
-        if counted:
-            state = kept.state if kept.sent.pending is None else kept.sent.pending
-            after = replace(after, settled=number, state=state)
-        for at in (die, 0):  # cut short or not, it may be said again
-            self.attempt(run, after, at, lambda: (self.one.commit if counted else self.one.drop)(run, number))
-        assert self.model[run] == after
+    @rule(run=st.sampled_from("ab"), counted=st.booleans())
+    def settle(self, run: str, counted: bool) -> None:
+        sent = self.model.enter(run).sent
+        if sent is not None:
+            self.fate[run] = sent.round, counted
+            self.receipt(run)
+        self.receipt(run)
 
-    @rule(run=st.sampled_from("ab"), value=st.integers(), die=st.integers(0, 9))
+    @rule(run=st.sampled_from("ab"), value=st.integers(0, 3), die=st.integers(0, 9))
     def pin(self, run: str, value: int, die: int) -> None:
-        after = replace(self.kept(run), pin={"value": value})
-        self.attempt(run, after, die, lambda: self.one.pin(run, {"value": value}))
+        self.attempt(run, die, lambda outbox: outbox.pin(run, {"value": value}))
 
-    @rule(run=st.sampled_from("ab"), die=st.integers(0, 9))
+    @rule(run=st.sampled_from("ab"), die=st.integers(0, 12))
     def forget(self, run: str, die: int) -> None:
-        self.attempt(run, NEW, die, lambda: self.one.forget(run))
+        self.attempt(run, die, lambda outbox: outbox.forget(run))
+
+    @rule(die=st.integers(0, 12))
+    def close(self, die: int) -> None:
+        killing(die)
+        with suppress(Killed):
+            self.one.close()
+            self.disk = {run: self.model.enter(run) for run in "ab"}
+        self.start_again()
 
     @rule()
+    def die(self) -> None:
+        self.start_again()
+
     def start_again(self) -> None:
-        self.one.close()
+        """A new process, which hears again what became of the update that it finds."""
+        kill(self.one)
         instance = self.one.instance
         self.one = DiskOutbox(self.folder)
         self.boot += 1
         assert (self.one.instance, self.one.boot) == (instance, self.boot)
+        for run, expected in self.disk.items():
+            found, known = self.one.enter(run), self.model.enter(run)
+            assert found in (expected, known)
+            if found.sent is not None and found.sent.round == self.fate.get(run, (0, False))[0]:
+                self.receipt(run)
+            assert self.one.enter(run) == known
+            self.disk[run] = found
 
-    def attempt(self, run: str, after: Kept, die: int, do: Callable[[], None]) -> None:
+    def receipt(self, run: str) -> None:
+        number, counted = self.fate.get(run, (0, False))
+        for outbox in (self.one, self.model):
+            (outbox.commit if counted else outbox.drop)(run, number)
+
+    def attempt(self, run: str, die: int, do: Callable[[Outbox], None]) -> None:
         """Do it, and perhaps die at the `die`-th point of it."""
-        before = self.kept(run)
         self.one.enter(run)
+        trial = MemoryOutbox()
+        trial._runs = dict(self.model._runs)
+        do(trial)
         killing(die)
         try:
-            do()
-            self.model[run] = after
+            do(self.one)
+            done = True
         except Killed:
-            failpoints.disarm()
+            kill(self.one)
+            with tempfile.TemporaryDirectory() as folder:
+                done = stands_after_kill(self.folder, Path(folder) / "copy", run) == trial.enter(run)
+        failpoints.disarm()
+        if done:
+            self.model, self.disk[run] = trial, trial.enter(run)
+            if trial.enter(run) == NEW:
+                self.fate.pop(run, None)
+        if self.one._lock.closed:
             self.start_again()
-            found = self.one.enter(run)
-            assert found in (before, after)
-            self.model[run] = found
-        finally:
-            failpoints.disarm()
 
     @invariant()
     def agrees(self) -> None:
-        for run in self.model:
-            assert self.one.enter(run) == self.kept(run)
+        for run in "ab":
+            assert self.one.enter(run) == self.model.enter(run)
 
 
-def test_a_memory_is_what_a_dictionary_would_be(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # its order has a test of its own
+@pytest.mark.usefixtures("unsynced")
+def test_a_memory_is_what_it_would_be_without_a_disk():
     run_state_machine_as_test(
-        Life, settings=settings(max_examples=25, stateful_step_count=20, deadline=None, database=None)
+        Life, settings=settings(max_examples=40, stateful_step_count=25, deadline=None, database=None)
     )
 
 
@@ -634,7 +873,7 @@ def full(tmp_path: Path) -> Path:
     one = DiskOutbox(folder)
     before_settling(one)
     one.close()
-    assert names(folder) == {"lock", "device", "run", "sent", "state-1", "state-2"}
+    assert names(folder) == {"lock", "device", "run", "sent", "state-2", "state-4"}
     return folder
 
 
@@ -657,7 +896,7 @@ def cuts(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("harm", [flips, cuts])
-@pytest.mark.parametrize("what", ["device", "run", "state-1"])
+@pytest.mark.parametrize("what", ["device", "run", "state-2"])
 def test_a_damaged_memory_is_never_taken_for_a_new_one(full: Path, what: str, harm: Any):
     path = file(full, what)
     listed = sorted(full.iterdir())
@@ -670,71 +909,143 @@ def test_a_damaged_memory_is_never_taken_for_a_new_one(full: Path, what: str, ha
     assert stands(full).state == state_of(1.0)
 
 
-@pytest.mark.parametrize("what", ["device", "run", "state-1"])
+@pytest.mark.parametrize("what", ["device", "run", "state-2"])
 def test_a_missing_part_of_a_memory_is_damage(full: Path, what: str):
     file(full, what).unlink()
     with pytest.raises(StoreError, match=f"{what} is missing"):
         stands(full)
 
 
+def head_of(path: Path) -> int:
+    """Where a file's header, and its digest, end."""
+    (length,) = files._LENGTH.unpack(path.read_bytes()[8:16])
+    return 16 + int(length) + 32
+
+
 @pytest.mark.parametrize("harm", [flips, cuts])
-@pytest.mark.parametrize("what", ["sent", "state-2"])
-def test_a_damaged_update_is_set_aside_and_the_state_stands(
-    full: Path, what: str, harm: Any, caplog, tmp_path
+@pytest.mark.parametrize("what", ["sent", "state-5"])
+def test_a_damaged_update_is_set_aside_and_where_the_run_stood_is_known(
+    tmp_path: Path, what: str, harm: Any, caplog, monkeypatch
 ):
+    """That round 2 was counted is written in `sent` alone."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
     copy = tmp_path / "copy"
-    shutil.copytree(full, copy)
-    for n, _ in enumerate(harm(file(copy, what))):
+    one = DiskOutbox(copy)
+    before_settling(one)
+    one.commit(RUN, 2)
+    keep(one)
+    kill(one)
+    path = file(copy, what)
+    whole, head = path.read_bytes(), head_of(path)
+    stood, seen = Kept(state=state_of(2.0), settled=2, sent=None, pin={"head": "a"}), set()
+    for n, _ in enumerate(harm(path)):
         caplog.clear()
         damaged = tmp_path / f"damaged-{n}"
         shutil.copytree(copy, damaged)
+        readable = what != "sent" or path.read_bytes()[:head] == whole[:head]
+        seen.add(readable)
+        if not readable:
+            with pytest.raises(StoreError, match="this device's memory is damaged"):
+                stands(damaged)
+            assert names(damaged) == names(copy)
+            continue
+        killing(n % 7)
+        with caplog.at_level(logging.ERROR, "koinon"), suppress(Killed):
+            one = DiskOutbox(damaged)
+            one.enter(RUN)
+        kill(one)
         with caplog.at_level(logging.ERROR, "koinon"):
-            assert stands(damaged) == Kept(state=state_of(1.0), settled=1, sent=None, pin={"head": "a"})
-        assert len(caplog.records) == 1
+            assert stands(damaged) == stood
+        assert len(caplog.records) in (1, 2)
+        assert (
+            f"run {RUN}: an update whose fate is not known is lost, and set aside as {damaged}" in caplog.text
+        )
         assert f"{what} cannot be read: its content does not have the SHA-256" in caplog.text
-        assert "set aside" in caplog.text
-        assert names(damaged) == {"lock", "device", "run", "state-1", "sent.damaged"}
-        stands(damaged)
-        assert len(caplog.records) == 1
+        said = len(caplog.records)
+        assert names(damaged) - {"sent.damaged"} == {"lock", "device", "run", "state-4"}
+        assert stands(damaged) == stood
+        assert len(caplog.records) == said
         one = DiskOutbox(damaged)
-        one.keep(RUN, sent_of(2, pending=state_of(3.0)))
-        one.commit(RUN, 2)
-        assert one.enter(RUN).state == state_of(3.0)
+        keep(one)
+        one.commit(RUN, 3)
+        one.close()
+        assert stands(damaged).state == state_of(3.0)
+        one = DiskOutbox(damaged)
         one.forget(RUN)
         assert names(damaged) == {"lock", "device"}
         one.close()
         shutil.rmtree(damaged)
+    assert seen == ({True, False} if what == "sent" else {True})
+
+
+def test_an_update_without_its_state_was_never_kept(full: Path, caplog):
+    path, sent = file(full, "state-4"), file(full, "sent")
+    path.unlink()
+    stood = Kept(state=state_of(1.0), settled=1, sent=None, pin={"head": "a"})
+    for _ in range(2):
+        caplog.clear()
+        one = DiskOutbox(full)
+        with caplog.at_level(logging.WARNING, "koinon"):
+            assert one.enter(RUN) == stood
+        kill(one)
+        assert f"run {RUN}: {sent} was not kept, for it has no {path.name}" in caplog.text
+    assert stands(full) == stood
+    assert names(full) == {"lock", "device", "run", "state-2"}
+    one = DiskOutbox(full)
+    one.keep(RUN, sent_of(2, pending=state_of(4.0)))
+    one.close()
+    assert stands(full).sent == sent_of(2, pending=state_of(4.0))
+
+
+def test_a_start_that_could_not_read_may_be_repeated(full: Path, monkeypatch):
+    one, read = DiskOutbox(full), files.read
+
+    def broken(path: Path, kind: str, run: str) -> Any:
+        if kind == "sent":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path, kind, run)
+
+    monkeypatch.setattr(files, "read", broken)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="Input/output error"):
+            one.enter(RUN)
+    monkeypatch.undo()
+    assert one.enter(RUN).sent == sent_of(2, pending=state_of(2.0))
+    one.close()
 
 
 def rewritten(path: Path, **changes: Any) -> None:
-    """The file as an honest writer would have made it, with another header."""
-    header, *parts = module._parts(path)
-    module._write(path, {**json.loads(header), **changes}, parts)
+    """A state as an honest writer would have made it, with another header."""
+    header, parts = files.read(path, "state", RUN)
+    files.write(files.File(path, {**header, **changes}, list(parts)))
 
 
 def test_a_file_of_another_run_version_kind_or_round_is_not_taken(full: Path, monkeypatch):
-    state = file(full, "state-1")
+    state = file(full, "state-2")
     whole = state.read_bytes()
     for changes, why in (
         ({"run": "x"}, "run 'x'"),
         ({"kind": "sent"}, "'sent'"),
-        ({"round": 7}, "of round 7"),
+        ({"turn": 7}, "of turn 7"),
     ):
         rewritten(state, **changes)
         with pytest.raises(StoreError, match=why):
             stands(full)
         state.write_bytes(whole)
-    monkeypatch.setattr(module, "_VERSION", 2)
-    rewritten(file(full, "device"))
-    monkeypatch.undo()
+    header, _ = files.read(file(full, "device"), "device", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_VERSION", 2)
+        files.write(files.File(file(full, "device"), header))
     with pytest.raises(StoreError, match="of version 2, and this Koinon reads version 1"):
         stands(full)
 
 
+@pytest.mark.parametrize("cut", [True, False])
 @pytest.mark.parametrize("length", [1 << 62, 10_000])
-def test_a_declared_size_is_checked_before_anything_is_allocated(full: Path, length: int):
-    path = file(full, "state-1")
-    content = module._MAGIC + module._LENGTH.pack(length) + b"{}"
+def test_a_declared_size_is_checked_before_anything_is_allocated(full: Path, length: int, cut: bool):
+    path = file(full, "state-2")
+    header = path.read_bytes()[: head_of(path)]
+    content = (files._MAGIC if cut else header) + files._LENGTH.pack(length) + b"{}"
     path.write_bytes(content + bytes.fromhex(sha256(content)))
     with pytest.raises(StoreError, match="declares more bytes than it has"):
         stands(full)
@@ -758,38 +1069,94 @@ def test_a_file_of_another_program_is_not_taken(full: Path):
 # -- a disk that takes no more ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unsynced")
+@pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", ["keep", "commit", "drop", "pin", "forget"])
-def test_a_full_disk_is_said_and_leaves_before_or_after(name: str, point: str, tmp_path: Path):
-    prepare, step = STEPS[name]
-    one = DiskOutbox(tmp_path / "device")
+@pytest.mark.parametrize("name", STEPS)
+def test_a_full_disk_is_said_and_the_call_may_be_repeated(
+    name: str, point: str, at: int, tmp_path: Path, caplog
+):
+    prepare, receipt, step = STEPS[name]
+    folder, wanted = tmp_path / "device", DiskOutbox(tmp_path / "wanted")
+    prepare(wanted)
+    receipt(wanted)
+    known = wanted.enter(RUN)
+    step(wanted)
+    last = known if step is close else wanted.enter(RUN)
+    kill(wanted)
+    one, passed = DiskOutbox(folder), 0
     prepare(one)
-    before = one.enter(RUN)
+    receipt(one)
+    before = stands_after_kill(folder, tmp_path / "before")
 
     def full(about: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        nonlocal passed
+        passed += 1
+        if passed >= at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     failpoints.arm(point, full)
-    comes_by = name != "drop" if point != "outbox.removed" else name not in ("keep", "pin")
-    if comes_by:
-        with pytest.raises(StoreError, match="No space left on device; free some space") as caught:
-            step(one)
-        assert str(tmp_path / "device") in str(caught.value)
-        failpoints.disarm()
-        assert not list((tmp_path / "device").glob("*.new"))
-        if point in ("outbox.written", "outbox.synced"):
-            assert one.enter(RUN) == before
+    said = ""
+    try:
+        step(one)
+    except StoreError as error:
+        said = str(error)
     failpoints.disarm()
+    harmless = point == "outbox.removed" and step is not forget
+    if passed >= at and not harmless:
+        said = caplog.text if step is close else said
+        assert f"in {folder}: No space left on device; free some space" in said
+        assert not list(folder.glob("*.new"))
+    else:
+        assert said == caplog.text == ""
+    after_it = stands_after_kill(folder, tmp_path / "after")
+    assert after_it in (before, last)
+    if step is close:
+        return
+    if said and step is not forget:
+        assert one.enter(RUN) == known  # nothing that was heard is unheard
     step(one)
-    after = one.enter(RUN)
+    assert one.enter(RUN) == last
     one.close()
-    assert stands(tmp_path / "device") == after
-    shutil.rmtree(tmp_path / "device")
-    one = DiskOutbox(tmp_path / "device")
-    prepare(one)
-    step(one)
-    assert one.enter(RUN) == after
-    one.close()
+    assert stands(folder) == last
+
+
+def torn(one: DiskOutbox, sent: Sent) -> None:
+    """A keep that fails once `sent` has its name."""
+
+    def full(about: str) -> None:
+        if about == "sent":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    failpoints.arm("outbox.named", full)
+    with pytest.raises(StoreError):
+        one.keep(RUN, sent)
+    failpoints.disarm()
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("then", ["close", "pin", "keep"])
+def test_a_keep_that_failed_may_leave_its_update_and_what_comes_next_takes_it_back(
+    tmp_path: Path, lazy: bool, then: str
+):
+    one = DiskOutbox(tmp_path)
+    before_settling(one) if lazy else before_keep(one)
+    if lazy:
+        one.commit(RUN, 2)
+    known = one.enter(RUN)
+    torn(one, replace(sent_of(3, pending=state_of(3.0)), pin={"head": "z"}))
+    one.drop(RUN, 3)
+    assert one.enter(RUN) == known
+    if then == "close":
+        one.close()
+    elif then == "pin":
+        one.pin(RUN, known.pin)
+    else:  # the same round once more, with another result
+        other = sent_of(3, pending=state_of(9.0), size=41)
+        one.keep(RUN, other)
+        known = replace(known, sent=other)
+    kill(one)
+    assert stands(tmp_path) == known
 
 
 LIMIT = """
@@ -810,9 +1177,9 @@ def test_a_file_that_the_system_lets_grow_no_further(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     said, listed = done.stdout.splitlines()
     assert said.startswith(f"this device cannot keep its memory in {tmp_path}: File too large; ")
-    assert listed == "['device', 'lock', 'run', 'state-1', 'state-2'] 1"
+    assert listed == "['device', 'lock', 'run', 'state-2'] 1"
     assert stands(tmp_path) == Kept(state=state_of(1.0), settled=1, sent=None, pin={"head": "a"})
-    assert names(tmp_path) == {"device", "lock", "run", "state-1"}
+    assert names(tmp_path) == {"device", "lock", "run", "state-2"}
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path):
