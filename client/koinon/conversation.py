@@ -79,7 +79,8 @@ class Conversation:
         self._links: dict[int, str] = {}
         self._asks: dict[int, pb.Ask] = {}
         self._held: pb.Ask | None = None
-        self._clear = self._over = False
+        self._clear = False
+        self._over: pb.Ended | None = None
 
     # -- the link ---------------------------------------------------------------------------------------------
 
@@ -161,14 +162,14 @@ class Conversation:
         self._owner.stays_away(reason)
 
     def _ended(self, ended: pb.Ended) -> None:
-        self._over = True
-        self._owner.ended(ended.status, ended.reason)
-        self._forget()
+        self._over = ended
+        self._end()
 
-    def _forget(self) -> None:
+    def _end(self) -> None:
         """Once the run is over and the fate of the last update is known, nothing of it is needed any more."""
-        if self._over and self._sent is None:
+        if self._over is not None and self._sent is None:
             self._outbox.forget(self.run)
+            self._owner.ended(self._over.status, self._over.reason)
 
     # -- a round ----------------------------------------------------------------------------------------------
 
@@ -272,11 +273,11 @@ class Conversation:
             self.state = self._sent.pending
         self._sent, self._settled = None, round_
         self._owner.settled(round_, "counted")
-        self._forget()
+        self._end()
 
     def _drop(self, round_: int, reason: str) -> None:
         if self._sent is not None:
             self._outbox.drop(self.run, round_)
             self._sent = None
         self._owner.settled(round_, reason)
-        self._forget()
+        self._end()

@@ -321,7 +321,7 @@ class Federation:
         client, now = connection.client, self.clock()
         counted = await self.db(self.store.last_counted, driver.run.id, client)
         r = driver.run.round
-        if r is not None and r.terms.head and client in r.update.heard:
+        if r is not None and r.terms.round > self.rows[driver.run.id].remembered and client in r.update.heard:
             counted = max(counted, r.terms.round)  # or it is about to be
         if counted <= known:
             return

@@ -336,7 +336,10 @@ class Ledger:
             incident = Incident(self._clock(), "", number, code, reason)
             return Item(runs.Unfoldable(self._clock(), number, reason), incident=incident)
         version = closed.version
-        fact = runs.Folded(self._clock(), number, version.digest, version.down, version.state, closed.sum)
+        evaluated = sum(bool(book.staged[c].head.evaluation) for c in r.accepted)
+        fact = runs.Folded(
+            self._clock(), number, version.digest, version.down, version.state, closed.sum, evaluated
+        )
         return Item(fact, closed=closed)
 
     # -- what is said -----------------------------------------------------------------------------------------

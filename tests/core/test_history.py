@@ -242,3 +242,33 @@ def test_a_paused_run_is_recovered_and_stays_paused():
     assert run.round.stage == "abandoned"
     resumed = runs.step(run, runs.Resumed(4.0))
     assert resumed.orders == (runs.Open(10),)
+
+
+def test_after_a_restart_the_next_round_waits_for_those_who_were_in_the_last():
+    """Without `clients` a round asks all attached devices; right after a restart none of them is back yet."""
+    run = a_run()
+    run = close(replace(run, spec=replace(run.spec, clients=None)), 5.0).run
+    for client in "ab":
+        run = runs.step(run, runs.Offered(5.5, client)).run
+    run = runs.step(run, runs.Opening(6.0, "i2")).run
+    for client in "ab":
+        run = runs.step(run, runs.Answered(7.0, client, 2, "d")).run
+    restarted = runs.step(replace(run, devices={}), runs.TakenUp(8.0, 1.0)).run
+    closed = runs.step(restarted, runs.Folded(8.0, 2, "m2", "", "s", "x")).run
+    assert runs.step(closed, runs.Opening(8.0, "i3")).run.round.goal == 2
+
+
+def test_an_evaluation_expects_those_who_evaluated_and_gives_up_on_them_after_a_lease():
+    run = a_run(rounds=1)
+    run = replace(run, spec=replace(run.spec, evaluate=True), devices={})
+    for client in "ab":
+        run = runs.step(run, runs.Answered(5.0, client, 1, "d")).run
+    moved = runs.step(run, runs.Folded(6.0, 1, "m1", "", "s", "x", evaluated=2))
+    opened = runs.step(moved.run, runs.Opening(6.0, "i2")).run
+    assert (opened.round.terms.kind, opened.round.goal, opened.wakes_at) == ("evaluate", 2, 14.0)
+    one = runs.step(opened, runs.Offered(7.0, "a", True)).run
+    assert one.wakes_at == 9.0, "and no longer than a moment once one is there"
+    ended = runs.step(opened, runs.Tick(14.0)).run
+    assert (ended.status, ended.round.reason) == ("finished", "waited in vain: 0 of at least 1 came")
+    nobody = runs.step(run, runs.Folded(6.0, 1, "m1", "", "s", "x")).run
+    assert nobody.status == "finished", "where nobody evaluates there is nothing to wait for"

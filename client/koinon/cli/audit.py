@@ -66,7 +66,7 @@ def verify(
         for one in names:
             head = operator.get(one).head  # first: the log may grow while it is read
             reports[one] = report = audit.verify(operator.audit(one))
-            if not report.problems and head not in report.heads:
+            if not report.problems and head and head not in report.heads:
                 report.problems.append("the run's own head is not in its log; entries were cut off its end")
     if json:
         print_json(
@@ -77,7 +77,9 @@ def verify(
         )  # fmt: skip
     else:
         for one, r in reports.items():
-            state = "; ".join(r.problems) or "the chain holds"
+            state = "; ".join(r.problems) or (
+                "the chain holds" if r.entries else "an older version kept none"
+            )
             console().print(f"{one}: {r.entries} entries, {r.rounds} rounds, head {r.head[:12]}: {state}")
     if any(r.problems for r in reports.values()):
         raise StoreError("an audit log does not hold: its database was changed, or is damaged")

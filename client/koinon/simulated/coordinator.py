@@ -221,7 +221,10 @@ class House:
             self.model, self.state, self._made_by = made.model, made.state, r.terms.round
             self.contents.clear()  # nobody asks for an older model once this round is closed
             self.models.append(self._keep(codec.encode(self.model, self.spec.model)))
-        return runs.Folded(self.world.now, r.terms.round, self.models[-1], self._down(), sum=made.sum)
+        evaluated = sum(bool(self.staged[c][0].evaluation) for c in accepted)
+        return runs.Folded(
+            self.world.now, r.terms.round, self.models[-1], self._down(), sum=made.sum, evaluated=evaluated
+        )
 
     def _tell(self, client: str, message: pb.CoordinatorMessage) -> None:
         link = self.links.get(client)

@@ -1,6 +1,7 @@
 """The tables of the run database.
 
-    runs           one row a run: its spec, where it stands, and who owns it
+    runs           one row a run: its spec, where it stands, and who owns it. Of rounds up to `remembered` its devices
+                   need not know, because they had no memory then
     rounds         one row a round, from its opening to its end
     events         what happened in a round, in order: folding them rebuilds it
     participants   one row a device and round: asked, answered, counted or why not
@@ -78,6 +79,7 @@ class Run(Table):
     beat: Mapped[float] = mapped_column(Float(53), default=0.0)
     audit_number: Mapped[int] = mapped_column(default=0)
     audit_hash: Mapped[str] = mapped_column(String(64), default="")
+    remembered: Mapped[int] = mapped_column(default=0)
 
 
 class Round(Table):

@@ -45,6 +45,7 @@ class RunRow:
     beat: float
     audit_number: int
     audit_hash: str
+    remembered: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +150,10 @@ def standing(tx: Connection, run: str, since: int) -> tuple[Standing, dict[int, 
 
 
 def last_counted(tx: Connection, run: str, client: str) -> int:
-    """The last round that counted an update of this device; 0 if none did. Rounds of a version in which devices had
-    no memory yet, and runs no history, say nothing of what a device should know."""
-    p, r = rows_of(models.Participant).c, rows_of(models.Round).c
+    """The last round that counted an update of this device and of which it should know; 0 if there is none."""
+    p, r = rows_of(models.Participant).c, rows_of(models.Run).c
     counted = (p.run == run) & (p.client == client) & (p.status == "counted")
-    known = (r.run == p.run) & (r.number == p.round) & (r.link != "")
+    known = (r.id == p.run) & (p.round > r.remembered)
     return tx.execute(select(func.max(p.round)).where(counted, known)).scalar() or 0
 
 

@@ -6,7 +6,8 @@ name, and the model stays as it was.
 
     open:  joined -> update -> folding -> closed        (or, from anywhere, -> abandoned)
 
-`joined` has no deadline until its quorum is there: a round without enough devices waits, and says so.
+`joined` has no deadline until its quorum is there: a round without enough devices waits, and says so (unless its
+terms have patience for a while only, as those of an evaluation).
 """
 
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,7 @@ class Round:
     asked_at: float | None = None
     folding_at: float | None = None
     ended_at: float | None = None
+    gives_up_at: float | None = None
     reason: str = ""
     made: Made = Made()
 
@@ -119,10 +121,10 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
     if isinstance(event, Opened):
         if round_ is not None:
             raise LocalProtocolError(f"round {event.terms.round} was opened twice")
-        empty = Collection()
+        gives_up_at = event.at + event.terms.patience if event.terms.patience else None
         return Round(
-            terms=event.terms, stage="joined", joined=empty, update=empty, goal=event.terms.goal,
-            opened_at=event.at,
+            terms=event.terms, stage="joined", joined=Collection(deadline=gives_up_at), update=Collection(),
+            goal=event.terms.goal, opened_at=event.at, gives_up_at=gives_up_at,
         ), ()  # fmt: skip
     if round_ is None:
         raise LocalProtocolError(f"a round must be opened before {event}")
@@ -171,7 +173,7 @@ def _joined(r: Round, event: Heard) -> tuple[Round, Effects]:
     r = replace(r, joined=joined)
     if len(joined.heard) >= r.terms.invited:
         return _ask(r, event.at)
-    if joined.deadline is None and r.enough(joined.heard):
+    if joined.deadline == r.gives_up_at and r.enough(joined.heard):
         deadline = event.at + r.terms.join_wait
         return replace(r, joined=replace(joined, deadline=deadline)), ()
     return r, ()
@@ -221,7 +223,7 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
     reason = event.detail or event.code
     if r.stage == "joined":
         heard = {c: d for c, d in r.joined.heard.items() if c != event.client}
-        deadline = r.joined.deadline if r.enough(heard) else None
+        deadline = r.joined.deadline if r.enough(heard) else r.gives_up_at
         return replace(r, joined=replace(r.joined, heard=heard, deadline=deadline)), ()
     if r.stage != "update" or event.client not in r.update.awaited:
         return r, ()  # what was heard stays in the sum, whatever its sender does next
@@ -251,7 +253,10 @@ def _tick(r: Round, at: float) -> tuple[Round, Effects]:
     if waiting is None or waiting.deadline is None or at < waiting.deadline:
         return r, ()
     if r.stage == "joined":
-        return _ask(r, at)
+        n, quorum = len(waiting.heard), r.terms.quorum
+        return (
+            _ask(r, at) if n >= quorum else _abandon(r, at, f"waited in vain: {n} of at least {quorum} came")
+        )
     if r.enough(waiting.heard):
         return _fold(r, at, "reached its deadline")
     return _abandon(
@@ -264,7 +269,9 @@ def _taken_up(r: Round, away: float) -> Round:
     if waiting is None or waiting.deadline is None:
         return r
     later = replace(waiting, deadline=waiting.deadline + away)
-    return replace(r, joined=later) if r.stage == "joined" else replace(r, update=later)
+    if r.stage == "update":
+        return replace(r, update=later)
+    return replace(r, joined=later, gives_up_at=r.gives_up_at + away if r.gives_up_at is not None else None)
 
 
 # -- the end --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ __all__ = ["COLLECTIONS", "Aggregation", "Kind", "Terms"]
 Aggregation = Literal["open", "secure"]
 Kind = Literal["train", "evaluate"]
 
-_LATER = frozenset({"head", "recovery"})
+_LATER = frozenset({"head", "recovery", "patience"})
 """Fields that older versions did not have: left out where they say nothing, so that the terms of a round which was
 opened by such a version keep their digest."""
 
@@ -33,7 +33,8 @@ at submission until its collections have a machine too, never run in the open in
 class Terms:
     """Units: seconds for `deadline`; `bound` is the largest |value| an update may hold and `grid` the number of
     binary places that the exact sum keeps. `head` is the run's history (koinon_core.history) that the round stands
-    on, `recovery` how often an operator let the run go on from an older one."""
+    on, `recovery` how often an operator let the run go on from an older one. `patience` is how long the round waits for
+    its quorum (0: for ever)."""
 
     run: str
     round: int
@@ -58,6 +59,7 @@ class Terms:
     config: dict[str, Any] = field(default_factory=dict)
     head: str = ""
     recovery: int = 0
+    patience: float = 0.0
 
     @property
     def invited(self) -> int:

@@ -69,7 +69,7 @@ class Opening:
 @dataclass(frozen=True, slots=True)
 class Folded:
     """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable. `state` and
-    `sum` as in the round's event."""
+    `sum` as in the round's event; `evaluated` of the summed updates evaluated the model that the round began with."""
 
     at: float
     round: int
@@ -77,6 +77,7 @@ class Folded:
     down: str = ""
     state: str = ""
     sum: str = ""
+    evaluated: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ class Standing:
 class Run:
     """One run's state; a value. `closed` counts rounds that made a model, `streak` those abandoned in a row. `head`
     is its history after the last round that is over, `links` the newest of its links by round. `ahead` names devices
-    that have seen more than this database knows; `beyond` is a number that no new round may have, nor any below."""
+    that have seen more than this database knows; `beyond` is a number that no new round may have, nor any below. `evaluators` evaluated in the last
+    round that was summed; `returning` were in the round when the run was taken up, and are expected back."""
 
     id: str
     spec: RunSpec
@@ -70,6 +71,8 @@ class Run:
     head: str = ""
     links: Mapping[int, str] = field(default_factory=dict)
     recovery: int = 0
+    evaluators: int = 0
+    returning: int = 0
     beyond: int = 0
     ahead: Mapping[str, int] = field(default_factory=dict)
     round: Round | None = None
@@ -165,7 +168,8 @@ def step(run: Run, fact: Fact) -> Moved:
             if run.number != fact.round:
                 return Moved(run)
             event = events.Folded(fact.at, fact.model, fact.state, fact.sum)
-            return _feed(replace(run, model=fact.model, down=fact.down), event)
+            run = replace(run, model=fact.model, down=fact.down, evaluators=fact.evaluated)
+            return _feed(run, event)
         case Unfoldable(at, number, reason):
             return Moved(run) if run.number != number else _feed(run, events.Unfoldable(at, reason))
         case Tick(at):
@@ -268,6 +272,7 @@ def _taken_up(run: Run, fact: TakenUp) -> Moved:
     r = run.round
     if r is None or r.over:
         return Moved(run)
+    run = replace(run, returning=len(r.update.asked))
     leases = dict.fromkeys(r.update.awaited, fact.at + run.spec.lease) if r.stage == "update" else {}
     return _feed(replace(run, leases=leases), events.TakenUp(fact.at, fact.away))
 
@@ -289,11 +294,12 @@ def _recovered(run: Run, fact: Recovered) -> Moved:
 def _opening(run: Run, fact: Opening) -> Moved:
     spec, attached = run.spec, [c for c in run.devices if run.kind == "train" or run.devices[c].evaluates]
     # Before any model was made nobody knows how many will come: the first round waits a moment for whoever does.
-    expected = len(attached) if run.closed else spec.max_clients
+    expected = max(len(attached), run.returning) if run.closed else spec.max_clients
     goal = spec.clients or min(spec.max_clients, max(spec.min_clients, expected))
     quorum = spec.min_clients
     if run.kind == "evaluate":
-        goal, quorum = max(1, min(goal, len(attached))), 1
+        # Those who evaluated in the round before: they will come, though after a restart none of them is here yet.
+        goal, quorum = min(spec.devices, run.evaluators), 1
     terms = Terms(
         run=run.id, round=max(run.number, run.beyond) + 1, incarnation=fact.incarnation, kind=run.kind,
         aggregation=spec.aggregation, groups=spec.groups, goal=goal, quorum=quorum,
@@ -301,8 +307,9 @@ def _opening(run: Run, fact: Opening) -> Moved:
         schema=spec.model.digest, strategy=spec.recipe_digest, model=run.model, down=run.down, codec=spec.codec,
         max_examples=spec.max_examples, bound=spec.bound, grid=spec.grid, seed=spec.seed,
         config=dict(spec.config), head=run.head, recovery=run.recovery,
+        patience=spec.lease if run.kind == "evaluate" else 0.0,
     )  # fmt: skip
-    run = replace(run, number=terms.round, round=None, leases={})
+    run = replace(run, number=terms.round, round=None, leases={}, returning=0)
     moved = _feed(run, events.Opened(fact.at, terms))
     ready = [c for c in attached if _eligible(run, c)]
     # Anyone may still come before `joined` closes, so a draw is due only where there are too many at once.
@@ -332,7 +339,7 @@ def _over(run: Run, close: effects.Close) -> Moved:
 def _next(run: Run) -> Moved:
     if run.closed < run.spec.rounds:
         return Moved(run, (), (Open(max(run.number, run.beyond) + 1),))
-    if run.spec.evaluate and run.kind == "train" and any(s.evaluates for s in run.devices.values()):
+    if run.spec.evaluate and run.kind == "train" and run.evaluators:
         return Moved(replace(run, kind="evaluate"), (), (Open(max(run.number, run.beyond) + 1),))
     return _finish(run, "finished", f"{run.closed} rounds closed")
 

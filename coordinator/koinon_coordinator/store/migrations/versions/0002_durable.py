@@ -18,7 +18,7 @@ def upgrade() -> None:
     with op.batch_alter_table("runs") as batch_op:
         for name in ("head", "audit_hash"):
             batch_op.add_column(sa.Column(name, sa.String(length=64), nullable=False, server_default=""))
-        for name in ("recovery", "beyond", "epoch", "audit_number"):
+        for name in ("recovery", "beyond", "epoch", "audit_number", "remembered"):
             batch_op.add_column(sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("owner", sa.String(length=64), nullable=False, server_default=""))
         batch_op.add_column(sa.Column("beat", sa.Float(precision=53), nullable=False, server_default="0"))
@@ -40,6 +40,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run"], ["runs.id"], name=op.f("fk_audit_run_runs")),
         sa.PrimaryKeyConstraint("run", "number", name=op.f("pk_audit")),
     )
+    # Devices had no memory yet: what they did until now, they cannot be asked about.
+    op.execute(sa.text("UPDATE runs SET remembered = number"))
     # Small updates move from the common contents to their own rows; large ones, which are files, when they are next
     # opened (store.face).
     op.execute(
