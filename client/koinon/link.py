@@ -423,7 +423,7 @@ class GrpcLink:
     async def _retrying(self, attempt: Callable[[grpc.aio.Channel], Coroutine[Any, Any, None]]) -> None:
         """Try until it works; after a cut, from where it stopped. A refusal is final, if the stream that it came
         beside still stands."""
-        resends = 0
+        resends, pauses = 0, Pauses(self._loop.time())
         while True:
             await self._online.wait()
             channel = self._channel
@@ -442,7 +442,7 @@ class GrpcLink:
             except asyncio.CancelledError:
                 if self._closing.is_set() or _is_cancelled():
                     raise
-            await asyncio.sleep(random.uniform(0, _PROMPT_CAP / 4))  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(pauses.next(self._loop.time(), 0.0))
 
     def _begin_close(self) -> None:
         self._closing.set()

@@ -4,8 +4,9 @@ Everything that happens to a run comes through one queue. What has gathered ther
 worker thread; what the turn says is sent when it is done. While nothing happens the driver writes a beat, so that a
 successor knows until when the run was owned.
 
-If a turn was not stored, nobody can know what of it is there: the run is taken up again from the database, and the
-devices are cut off, so that they come back and say where they are.
+If a turn may be stored or not, nobody can know what of it is there: the run is taken up again from the database, and
+the devices are cut off, so that they come back and say where they are. If it certainly is not (a sum for which there is
+no room on the disk), it is taken again after a pause, and the operator is told what it waits for.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ __all__ = ["Driver"]
 T = TypeVar("T")
 _log = structlog.get_logger("koinon.run")
 _GATHER = 0.002
+_PAUSE = 3.0
 
 
 class Driver:
@@ -46,12 +48,19 @@ class Driver:
         self._watchers: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._lost = False
+        self._held: list[Item] = []
+        self.trouble = ""
         self._log = _log.bind(run=ledger.run.spec.name)
 
     @property
     def run(self) -> Run:
         """The run as its last turn left it."""
         return self.ledger.run
+
+    @property
+    def waiting_for(self) -> str:
+        """One sentence for the operator."""
+        return f"waits for this coordinator's disk: {self.trouble}" if self.trouble else self.run.waiting_for
 
     @property
     def plan(self) -> Plan:
@@ -95,7 +104,10 @@ class Driver:
                 except Superseded:
                     raise
                 except StoreError as error:
-                    await self._take_up_again(items, error)
+                    if self.ledger.sound:
+                        await self._pause(items, error)
+                    else:
+                        await self._take_up_again(items, error)
         finally:
             beating.cancel()
         facts = []
@@ -126,7 +138,8 @@ class Driver:
 
     async def _gather(self) -> list[Item]:
         """What has happened: at least one item, and all that wait behind it."""
-        items = [await self._queue.get()]
+        items = [*self._held, await self._queue.get()]
+        self._held = []
         r = self.run.round
         if r is not None and r.stage == "update" and len(r.update.awaited) > 1:
             # Nobody waits for this answer alone: let those right behind it share its commit.
@@ -137,6 +150,7 @@ class Driver:
 
     async def _turn(self, items: list[Item]) -> None:
         self._send(await self.db(self.ledger.turn, items))
+        self.trouble = ""
         while self.ledger.folding:
             self._send(await self.db(self.ledger.turn, []))
         self._set_timer()
@@ -159,6 +173,15 @@ class Driver:
 
     def _superseded(self) -> Superseded:
         return Superseded(f"run {self.run.spec.name!r} was taken over by another coordinator")
+
+    async def _pause(self, items: list[Item], error: StoreError) -> None:
+        """Nothing of the turn is stored: what was in it is held, and taken again."""
+        self._log.error("a turn waits", reason=str(error), again_in_s=_PAUSE)
+        self.trouble = str(error)
+        self.wake()
+        await asyncio.sleep(_PAUSE)
+        self._held = items
+        self.tell(runs.Tick(self._clock()))
 
     async def _take_up_again(self, items: Iterable[Item], error: StoreError) -> None:
         self._log.error("a turn was not stored; the run is rebuilt from the database", error=str(error))
@@ -192,7 +215,7 @@ class Driver:
             except Superseded:
                 raise
             except StoreError as error:
-                pause = min(30.0, pause * 2)
+                pause = min(5.0, pause * 2)
                 self._log.error("the run database does not answer", error=str(error), again_in_s=pause)
 
     # -- what is said -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from koinon_coordinator.closing import Plan, first_version
 from koinon_coordinator.driver import Driver
 from koinon_coordinator.ledger import Item, Ledger, Said
 from koinon_coordinator.roster import Connection, Roster
-from koinon_coordinator.store import Incident, RoundRow, RunRow, Store, Superseded
+from koinon_coordinator.store import Incident, Part, RoundRow, RunRow, Store, Superseded
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.errors import (
@@ -69,6 +69,7 @@ class Federation:
         self._stopped = False
         self._driving: dict[str, asyncio.Task[None]] = {}
         self._later: dict[str, asyncio.Task[None]] = {}
+        self._noted: set[Part] = set()
 
     async def run(self, started: asyncio.Event, stop: asyncio.Event) -> None:
         """Take up every live run and drive them until `stop` is set."""
@@ -225,7 +226,7 @@ class Federation:
         if run in self.aside:
             return f"set aside: {self.aside[run]}"
         driver = self.drivers.get(run)
-        return driver.run.waiting_for if driver else ""
+        return driver.waiting_for if driver else ""
 
     def attached(self, run: str) -> list[str]:
         """Devices that are attached to the run now."""
@@ -385,6 +386,17 @@ class Federation:
         # A small one is done before a worker thread would have woken up.
         driver.tell(job() if len(answer.data) == answer.size else await self.db(job))
         return None
+
+    def no_room(self, connection: Connection, part: Part, reason: str) -> None:
+        """An upload could not be taken, for a reason of this machine's: the operator sees it, once a round and device;
+        the device keeps its update and tries again."""
+        driver = self.drivers.get(part.run)
+        if driver is None or part in self._noted:
+            return
+        self._noted = {p for p in self._noted if (p.run, p.round) == (part.run, part.round)} | {part}
+        now, client = self.clock(), connection.client
+        incident = Incident(now, client, part.round, "STORE", f"its upload waits: {reason}")
+        driver.tell(Item(runs.Progressed(now, client), incident=incident))
 
     def may_download(self, connection: Connection, digest: str) -> Driver | None:
         """The live run, among the device's, whose open round names this content."""

@@ -73,8 +73,8 @@ class _Book:
 
 
 class Ledger:
-    """One run, owned in one epoch. `clock` gives seconds since 1970. `sound` says that what it holds is what is stored:
-    not so after a write of which nobody knows whether it happened."""
+    """One run, owned in one epoch. `clock` gives seconds since 1970. `sound` says that what it holds is what is stored,
+    and was told: not so after a write of which nobody knows whether it happened."""
 
     def __init__(self, store: Store, plan: Plan, clock: Callable[[], float], book: _Book, epoch: int):
         self.plan, self.epoch, self.sound = plan, epoch, True
@@ -184,7 +184,11 @@ class Ledger:
                 raise
             self.sound = True
         self._book = book
-        return self._say(orders)
+        try:
+            return self._say(orders)
+        except StoreError:
+            self.sound = False  # it is stored, and not all of it can be told: devices must ask again
+            raise
 
     def _drop(self, items: Sequence[Item], fault: Exception) -> list[Said]:
         """What cannot be stored is left out, and named; its device is told that it does not count."""

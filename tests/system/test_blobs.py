@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 import koinon
 from conftest import Clients, Coordinator
-from hostile import Device, container, over
+from hostile import Device, container, over, until
+from koinon.operator import Operator
 from koinon_core import codec
 from koinon_core.canonical import sha256
 from koinon_core.errors import BadBlob, KoinonError, NotFound, RemoteProtocolError, Unavailable
@@ -189,3 +191,72 @@ def test_an_upload_that_was_cut_goes_on_where_it_stopped(
         assert device.hear("receipt").reason == "round 7 has not begun"
         counted(device, ask, run, update)
     assert over(coordinator.address, run.name).incidents == []
+
+
+def test_a_sum_for_which_there_is_no_room_waits_and_says_so(
+    tmp_path: Path, clients: Clients, update: bytes
+) -> None:
+    coordinator = Coordinator(tmp_path, "--quota", "3.3MB")  # a model and two updates, and not the next model
+    try:
+        run = create(coordinator, rounds=1, min_clients=2, clients=2)
+
+        def work(i: int) -> None:
+            with koinon.join(coordinator.address, run=run.name, name=f"device-{i}") as session:
+                model = {"x": np.zeros(N)}
+                for task in session.tasks(model):
+                    model["x"] += STEP
+                    task.submit(examples=10)
+
+        for i in range(2):
+            clients.start(lambda i=i: work(i))
+        with Operator(coordinator.address) as operator:
+            waiting = until(lambda: "disk" in (w := operator.get(run.name).run.waiting_for) and w, 20)
+            assert "of the 3300000 bytes that --quota allows" in waiting
+            (r,) = operator.get(run.name).rounds
+            # A small sum shares its commit with the last update, which then waits at its device.
+            assert sorted(p.status for p in r.participants) in (["asked", "staged"], ["staged", "staged"])
+        coordinator.stop()
+        coordinator._arguments = ("--quota", "20MB")
+        coordinator.start()
+        clients.join(60)
+        assert run.wait() == "1 rounds closed"
+        np.testing.assert_allclose(run.model()["x"], MODEL + STEP, rtol=0, atol=1e-9)
+    finally:
+        coordinator.kill()
+
+
+def test_an_upload_beyond_the_quota_waits_at_its_device_and_the_operator_sees_why(
+    tmp_path: Path, clients: Clients, update: bytes
+) -> None:
+    coordinator = Coordinator(tmp_path, "--quota", "6MB")
+    try:
+        run = create(coordinator, rounds=1, min_clients=2, clients=2)
+        filler = coordinator.blobs / "filler"
+        filler.write_bytes(bytes(4_900_000))
+        coordinator.stop()
+        coordinator.start()  # what is in the folder is counted when it starts
+
+        def work(i: int) -> None:
+            with koinon.join(coordinator.address, run=run.name, name=f"device-{i}") as session:
+                model = {"x": np.zeros(N)}
+                for task in session.tasks(model):
+                    model["x"] += STEP
+                    task.submit(examples=10)
+
+        for i in range(2):
+            clients.start(lambda i=i: work(i))
+
+        def waits() -> list[Any]:
+            with Operator(coordinator.address) as operator:
+                return [i for i in operator.get(run.name).incidents if "its upload waits" in i.message]
+
+        (incident, *_) = until(waits)
+        assert "of the 6000000 bytes that --quota allows" in incident.message
+        assert {i.client for i in waits()} <= {"device-0", "device-1"}
+        filler.unlink()
+        coordinator.stop()
+        coordinator.start()  # there is room again; the devices come back by themselves
+        clients.join(60)
+        assert run.wait() == "1 rounds closed"
+    finally:
+        coordinator.kill()

@@ -169,6 +169,17 @@ class Fleet:
         start, federation = first.start, self._federation
         federation.may_upload(connection, start.run, start.round, start.size)
         part = Part(start.run, start.round, connection.client)
+        try:
+            return await self._receive(connection, part, start, requests)
+        except StoreError as error:
+            federation.no_room(connection, part, str(error))
+            raise
+
+    async def _receive(
+        self, connection: Connection, part: Part, start: blobs_pb2.UploadStart,
+        requests: AsyncIterator[blobs_pb2.UploadRequest],
+    ) -> blobs_pb2.UploadResponse:  # fmt: skip
+        federation = self._federation
         incoming = await federation.db(federation.store.uploads.receive, part, start.digest, start.size)
         if incoming is None:
             return blobs_pb2.UploadResponse(offset=start.size, complete=True)
