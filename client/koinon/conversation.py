@@ -174,6 +174,8 @@ class Conversation:
     # -- a round ----------------------------------------------------------------------------------------------
 
     def _asked(self, ask: pb.Ask, proven: bool = False) -> None:
+        if not self._clear:
+            return  # before this device has looked into its memory; its offer brings the Ask again
         try:
             terms = Terms.decode(ask.terms)
         except BadBlob as error:

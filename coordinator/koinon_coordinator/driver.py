@@ -223,8 +223,8 @@ class Driver:
     def _send(self, said: Iterable[Said]) -> None:
         for one in said:
             connection = self._roster.get(one.client)
-            if connection is None:
-                continue
+            if connection is None or self.run.id not in connection.runs:
+                continue  # whoever has not joined yet says where it is when it does
             hit("rpc.said", one.client)
             connection.send(one.message)
             if one.round:

@@ -379,6 +379,8 @@ class Federation:
         row = self.find(run)
         driver = self._driver(connection, row.id)
         if driver is not None and answer.round > driver.run.number:
+            if answer.round <= (await self.db(self.store.run, row.id)).number:
+                raise Unavailable("the run went on elsewhere; this coordinator does not know that round")
             return "NOT_COUNTED", f"round {answer.round} has not begun"
         if driver is None or driver.run.over or answer.round < driver.run.number:
             return await self.db(self.store.verdict, row.id, answer.round, answer.client)

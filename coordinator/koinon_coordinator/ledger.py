@@ -18,7 +18,7 @@ import structlog
 
 from koinon_coordinator.closing import Closed, Plan, close_round
 from koinon_coordinator.retention import Kept
-from koinon_coordinator.store import Change, Incident, ModelVersion, RunRow, Store, UpdateRow
+from koinon_coordinator.store import Change, Incident, ModelVersion, RunRow, Store, Superseded, UpdateRow
 from koinon_coordinator.store.tx import RefusedWrite
 from koinon_core import audit
 from koinon_core import run as runs
@@ -183,6 +183,9 @@ class Ledger:
                 self.sound = True
                 raise
             self.sound = True
+        elif orders and not self._store.owns(book.run.id, self.epoch):
+            # Said from memory alone, and another coordinator may know better by now.
+            raise Superseded(f"run {book.run.spec.name!r} was taken over by another coordinator")
         self._book = book
         try:
             return self._say(orders)

@@ -156,6 +156,10 @@ class Store:
         """Say that the run's owner lives; False if it is another's by now."""
         return self.database.write("beat", partial(changes.beat, run=run, epoch=epoch, at=now))
 
+    def owns(self, run: str, epoch: int) -> bool:
+        """Whether the run is still owned in this epoch."""
+        return self._read("owns", partial(owners.epoch_of, run=run)) == epoch
+
     def release(self, run: str, epoch: int, now: float) -> None:
         """Leave a run to whoever comes next."""
         self.database.write("release", partial(changes.beat, run=run, epoch=epoch, at=now, owner=""))

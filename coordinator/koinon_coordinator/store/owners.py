@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, update
 from koinon_coordinator.store import models
 from koinon_core.errors import Conflict, StoreError
 
-__all__ = ["BEAT", "LEASE", "Held", "take"]
+__all__ = ["BEAT", "LEASE", "Held", "epoch_of", "take"]
 
 BEAT = 5.0
 """Seconds between two signs of life of an owner that has nothing else to write."""
@@ -43,5 +43,12 @@ def take(tx: Connection, run: str, owner: str, now: float) -> Held:
             f"run {name!r} is driven by another coordinator, with another --data folder; stop that one first (if it "
             f"is gone, the run is free {beat + LEASE - now:.0f} s from now)"
         )
-    tx.execute(update(r).where(r.id == run).values(owner=owner, beat=now))
+    # The beat stays: until the take-up itself is stored, with its deadlines moved, nobody owned the run.
+    tx.execute(update(r).where(r.id == run).values(owner=owner))
     return Held(epoch, beat)
+
+
+def epoch_of(tx: Connection, run: str) -> int:
+    """The epoch that a run is in."""
+    r = models.rows_of(models.Run).c
+    return int(tx.execute(select(r.epoch).where(r.id == run)).scalar_one())
