@@ -110,10 +110,7 @@ class Driver:
                         await self._take_up_again(items, error)
         finally:
             beating.cancel()
-        facts = []
-        while not self._queue.empty():
-            facts.append(self._queue.get_nowait().fact)
-        self._send(self.ledger.belated(facts))
+        self._send(self.ledger.belated(item.fact for item in self._waiting()))
         if self._timer:
             self._timer.cancel()
 
@@ -123,11 +120,9 @@ class Driver:
         self._send(Said(client, trouble) for client in self.run.devices)
 
     def cut_off(self) -> None:
-        """End the streams of the run's devices: they come back, here or elsewhere, and say where they are."""
-        for client in sorted(self.run.devices):
-            connection = self._roster.get(client)
-            if connection is not None:
-                connection.cut()
+        """End the streams of all who have joined the run: they come back, here or elsewhere, and say where they are."""
+        for connection in self._roster.in_run(self.run.id):
+            connection.cut()
 
     def wake(self) -> None:
         """Let those who watch look again."""
@@ -144,6 +139,11 @@ class Driver:
         if r is not None and r.stage == "update" and len(r.update.awaited) > 1:
             # Nobody waits for this answer alone: let those right behind it share its commit.
             await asyncio.sleep(_GATHER)
+        return [*items, *self._waiting()]
+
+    def _waiting(self) -> list[Item]:
+        """What is in the queue, which is empty then."""
+        items = []
         while not self._queue.empty():
             items.append(self._queue.get_nowait())
         return items
@@ -187,16 +187,13 @@ class Driver:
         self._log.error("a turn was not stored; the run is rebuilt from the database", error=str(error))
         # Whoever is attached may have missed what that turn would have told them: they come back and say where they
         # are. What the operator wanted is not said again by itself.
-        told = set(self.run.devices) | {getattr(item.fact, "client", "") for item in items}
         operators = runs.Paused | runs.Resumed | runs.Cancelled | runs.Recovered
-        wanted = [item for item in items if isinstance(item.fact, operators)]
         bytes_down = self.ledger.bytes_down
         self.ledger, said = await self._read_again()
         self.ledger.bytes_down = bytes_down
-        for client in sorted(told):
-            connection = self._roster.get(client)
-            if connection is not None:
-                connection.cut()
+        # What devices said before the take-up is older than it, and they say it again: it must not count from then.
+        wanted = [item for item in (*items, *self._waiting()) if isinstance(item.fact, operators)]
+        self.cut_off()
         self._send(said)
         for item in wanted:
             self.tell(item)

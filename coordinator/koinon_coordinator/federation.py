@@ -386,7 +386,10 @@ class Federation:
             return await self.db(self.store.verdict, row.id, answer.round, answer.client)
         job = partial(admit, self.store, driver.plan, driver.run, answer, self.clock())
         # A small one is done before a worker thread would have woken up.
-        driver.tell(job() if len(answer.data) == answer.size else await self.db(job))
+        item = job() if len(answer.data) == answer.size else await self.db(job)
+        if self.ended(row.id):  # meanwhile; nobody reads its queue any more
+            return await self.db(self.store.verdict, row.id, answer.round, answer.client)
+        driver.tell(item)
         return None
 
     def no_room(self, connection: Connection, part: Part, reason: str) -> None:

@@ -91,6 +91,10 @@ class Roster:
     def get(self, client: str) -> Connection | None:
         return self._by_client.get(client)
 
+    def in_run(self, run: str) -> list[Connection]:
+        """Everybody who has joined a run."""
+        return [c for c in self._by_client.values() if run in c.runs]
+
     def by_token(self, token: str) -> Connection | None:
         return self._by_token.get(token)
 

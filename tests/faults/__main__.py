@@ -32,7 +32,9 @@ def main() -> int:
         seed += 1
         if seed % 50 == 0:
             took = time.monotonic() - began
-            print(f"{seed - given.first} worlds, {rounds} rounds, {rounds / took:.0f} rounds/s", file=sys.stderr)
+            print(
+                f"{seed - given.first} worlds, {rounds} rounds, {rounds / took:.0f} rounds/s", file=sys.stderr
+            )
     print(f"{rounds} rounds in {seed - given.first} worlds, {time.monotonic() - began:.1f} s, no law broken")
     return 0
 

@@ -2,6 +2,7 @@
 two, so that a sum tells who is in it and how often."""
 
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from koinon.adapt import adapt
 from koinon.conversation import Conversation
 from koinon.outbox import DiskOutbox
 from koinon.work import Workbench
+from koinon_coordinator.store import Part
 from koinon_core.errors import KoinonError
 from koinon_core.round.terms import Terms
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -81,17 +83,36 @@ class Gadget:
             self._connect()
 
     def _send(self, message: pb.DeviceMessage) -> None:
+        if message.HasField("ahead"):
+            self.world.laws.stays_away(self, message.ahead.reason)
         if self.stream is not None:
             self.stream.say(message)
 
     def _send_update(self, answer: pb.Answer, blob: bytes) -> None:
         message = pb.DeviceMessage(answer=answer)
-        message.answer.update.inline = blob
         self.world.laws.answers(self, message.answer)
+        if self.world.files:
+            self._upload(answer, blob)
+            self._send(message)
+            return
+        message.answer.update.inline = blob
         if blob and self.world.corrupts():
             at = self.world.dice.randrange(len(blob))
             message.answer.update.inline = blob[:at] + bytes([blob[at] ^ 64]) + blob[at + 1 :]
         self._send(message)
+
+    def _upload(self, answer: pb.Answer, blob: bytes) -> None:
+        """Bring the bytes to where the answer is heard; the stream carries what names them."""
+        if self.stream is None or not self.stream.open:
+            return
+        federation, part = self.stream.house.federation, Part(answer.run, answer.round, self.name)
+        with suppress(KoinonError):  # the answer's receipt says what was wrong
+            federation.may_upload(self.stream.connection, answer.run, answer.round, len(blob))
+            incoming = federation.store.uploads.receive(part, answer.update.digest, len(blob))
+            if incoming is not None:
+                with incoming:
+                    incoming.write(blob)
+                    incoming.finish()
 
     def hear(self, message: pb.CoordinatorMessage) -> None:
         if self.alive:
@@ -129,7 +150,16 @@ class Gadget:
         )  # fmt: skip
         tasks = bench.work(ask, terms, self.talk.state)
         boot = self.boots
-        self.world.later(self.world.trains_for(), lambda: self._train(tasks, terms, boot))
+        takes, pulse = self.world.trains_for(), self.talk.spec.lease / 3
+        for i in range(1, int(takes / pulse) + 1):
+            self.world.later(i * pulse, lambda: self._pulse(boot))
+        self.world.later(takes, lambda: self._train(tasks, terms, boot))
+
+    def _pulse(self, boot: int) -> None:
+        if self.alive and boot == self.boots and self.talk._clear:
+            self._send(
+                pb.DeviceMessage(progress=pb.Progress(run=self.talk.run, round=self.talk.member.round))
+            )
 
     def _train(self, tasks: Generator[Any, None, None], terms: Terms, boot: int) -> None:
         if not self.alive or boot != self.boots:

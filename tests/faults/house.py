@@ -4,11 +4,15 @@ import asyncio
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from sqlalchemy import URL, event
+from sqlalchemy.engine import Engine
 
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.service.fleet import Fleet
-from koinon_coordinator.store import Store
+from koinon_coordinator.store import Store, engines, schema, tx
 from koinon_core import __version__
 from koinon_core.errors import KoinonError, StoreError
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -18,7 +22,7 @@ from .loop import settle
 if TYPE_CHECKING:
     from .world import World
 
-__all__ = ["House", "Killed", "template"]
+__all__ = ["House", "Killed", "open_store", "template"]
 
 
 _APART = 1e-6  # what is due at one moment comes in no order
@@ -35,6 +39,35 @@ def template(folder: Path) -> Path:
     return folder / "template.db"
 
 
+class _OneEngine:
+    """The engine of every store in every world, which holds the statements that it has compiled: thousands of short
+    lives would each compile them anew. A pool is emptied whenever a store closes, so no connection leaves its world."""
+
+    def __init__(self) -> None:
+        self._made: tuple[str, Engine, dict[str, Any]] | None = None
+        self._file = ""
+
+    def make(self, url: URL) -> tuple[str, Engine, dict[str, Any]]:
+        assert url.database
+        self._file = url.database
+        if self._made is None:
+            self._made = engines.make(url)
+            event.listen(self._made[1], "do_connect", self._connect)
+        return self._made
+
+    def _connect(self, _dialect: Any, _record: Any, arguments: list[Any], _named: Any) -> None:
+        arguments[0] = self._file
+
+
+_one = _OneEngine()
+
+
+def open_store(db: Path, data: Path) -> Store:
+    """A store on a copy of the template, which needs no migration."""
+    with patch.object(tx, "make", _one.make), patch.object(schema, "upgrade"):
+        return Store(f"sqlite:///{db}", data)
+
+
 class House:
     """One process. `skew` is what its clock is off by, in seconds."""
 
@@ -43,7 +76,7 @@ class House:
         self.alive, self.frozen = True, False
         self.streams: list[Stream] = []
         self._held: list[Any] = []
-        self.store = Store(f"sqlite:///{db}", data)
+        self.store = open_store(db, data)
         self.federation = Federation(self.store, clock=lambda: world.loop.now + self.skew)
         self.fleet = Fleet(self.federation)
         self.stop = asyncio.Event()
@@ -89,8 +122,8 @@ class House:
     def thaw(self) -> None:
         self.frozen = False
         held, self._held = self._held, []
-        for job, future in held:
-            self._work(job, future)
+        for job, future in held:  # it does not know yet what it has missed
+            self.world.loop.call_later(self.world.dice.uniform(0, 2.0), self._work, job, future)
 
     def die(self, how: str) -> None:
         """kill -9."""
@@ -159,6 +192,7 @@ class Stream:
             while (message := await self._up.get()) is not None:
                 if not house.alive:
                     return
+                house.world.laws.spoke(self.gadget.name)
                 await house.fleet._hear_one(self.connection, message)
         except KoinonError:
             self.cut("the coordinator could not note the device")
@@ -169,7 +203,7 @@ class Stream:
             if not self.house.alive or self.house.frozen:
                 return
             for message in pb.AttendResponse.FromString(data).messages:
-                world.laws.said(self.house, self.gadget, message)
+                world.laws.said(self, message)
                 at = max(world.loop.now + world.delay(), self._last_down + _APART)
                 self._last_down = at
                 world.loop.call_at(at, self._deliver, message)

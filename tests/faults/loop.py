@@ -11,13 +11,24 @@ from typing import Any
 __all__ = ["Loop"]
 
 
-class Loop(asyncio.SelectorEventLoop):
+class _NoFiles:
+    """A selector for a loop that has no file and no socket: asking the kernel each time would be all it costs."""
+
+    def select(self, timeout: float | None) -> list[Any]:
+        return []
+
+
+class Loop(asyncio.BaseEventLoop):
     """`work(executor, job, settle)` is asked to run every job that is meant for a thread."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.work: Callable[[Any, Callable[[], Any], asyncio.Future[Any]], None] = _at_once
+        self._selector = _NoFiles()
         super().__init__()
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """There are none."""
 
     def time(self) -> float:
         return self.now

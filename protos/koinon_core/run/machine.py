@@ -53,10 +53,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run's state; a value. `closed` counts rounds that made a model, `streak` those abandoned in a row. `head`
-    is its history after the last round that is over, `links` the newest of its links by round. `ahead` names devices
-    that have seen more than this database knows; `beyond` is a number that no new round may have, nor any below. `evaluators` evaluated in the last
-    round that was summed; `returning` were in the round when the run was taken up, and are expected back."""
+    """One run's state; a value.
+
+    `closed` counts rounds that made a model, `streak` those abandoned in a row. `head` is its history after the last
+    round that is over, `links` the newest of its links by round. `ahead` names devices that have seen more than this
+    database knows; `beyond` is a number that no new round may have, nor any below. `evaluators` evaluated in the last
+    round that was summed; `returning` were in the round when the run was taken up, and are expected back.
+    """
 
     id: str
     spec: RunSpec
@@ -217,13 +220,14 @@ def _engage(run: Run, client: str, at: float) -> Run:
     devices = dict(run.devices)
     if client in devices:
         devices[client] = replace(devices[client], ready=False)
-    return replace(run, devices=devices, leases={**run.leases, client: at + run.spec.lease})
+    return _renew(replace(run, devices=devices, leases={client: 0.0, **run.leases}), client, at)
 
 
 def _renew(run: Run, client: str, at: float) -> Run:
     if client not in run.leases:
         return run
-    return replace(run, leases={**run.leases, client: at + run.spec.lease})
+    # What was said earlier and read later takes nothing back.
+    return replace(run, leases={**run.leases, client: max(run.leases[client], at + run.spec.lease)})
 
 
 def _offered(run: Run, fact: Offered) -> Moved:

@@ -1,0 +1,460 @@
+"""Planted bugs: small wrong edits that a tired programmer could make, each of which the simulation must catch.
+
+    pytest -s tests/faults -k NAME      which world catches it, and by which law
+
+A law that catches none of them may be worth nothing; a bug that no law catches is one that we could ship.
+"""
+
+# ruff: noqa: E501 - what is replaced stands as it is written in its file
+
+from dataclasses import dataclass
+
+__all__ = ["BUGS", "Bug"]
+
+_CORE = "protos/koinon_core"
+_COORDINATOR = "coordinator/koinon_coordinator"
+_CLIENT = "client/koinon"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bug:
+    """`old`, which is in `file` exactly once, becomes `new`. `breaks` is the promise that is broken, `seed` the first
+    world that shows it."""
+
+    name: str
+    breaks: str
+    file: str
+    old: str
+    new: str
+    seed: int = 0
+
+
+BUGS = (
+    # -- what is said is durable ------------------------------------------------------------------------------
+    Bug(
+        name="staged-before-the-turn",
+        breaks="STAGED is said only of what is stored",
+        file=f"{_COORDINATOR}/federation.py",
+        old="        return None\n\n    def no_room(",
+        new='        return "STAGED", ""\n\n    def no_room(',
+    ),
+    Bug(
+        name="said-though-not-stored",
+        breaks="nothing is said of a turn that was not committed",
+        file=f"{_COORDINATOR}/ledger.py",
+        old="            except RefusedWrite:\n                self.sound = True\n                raise\n",
+        new='            except StoreError as error:\n                self._log.error("not stored", reason=str(error))\n',
+        seed=3,
+    ),
+    Bug(
+        name="events-alone-are-written-later",
+        breaks="an event is stored before its effect",
+        file=f"{_COORDINATOR}/store/changes.py",
+        old="return not (self.events or self.incidents or self.entries or moved)",
+        new="return not (self.incidents or self.entries or moved)",
+    ),
+    Bug(
+        name="participants-left-behind",
+        breaks="who was counted is stored with the round's end",
+        file=f"{_COORDINATOR}/store/changes.py",
+        old="        if before is None or before.stage != r.stage:\n            rows.append(",
+        new="        if before is None or before.stage != r.stage:\n            if before is not None and r.over:\n"
+        "                before = r\n            rows.append(",
+    ),
+    # -- a round is one transaction from its end to the next one's opening -------------------------------------
+    Bug(
+        name="opened-in-another-transaction",
+        breaks="a round's end and the next one's opening are one transaction",
+        file=f"{_COORDINATOR}/ledger.py",
+        old="                if isinstance(order, runs.Open):\n                    waiting.appendleft(self._opening())\n"
+        "                else:\n",
+        new="                if not isinstance(order, runs.Open):\n",
+    ),
+    Bug(
+        name="model-row-forgotten",
+        breaks="a round's model is stored with its end",
+        file=f"{_COORDINATOR}/ledger.py",
+        old="                change.models.append(version)\n                book.version",
+        new="                book.version",
+    ),
+    Bug(
+        name="next-round-on-the-model-before",
+        breaks="a round stands on the newest model",
+        file=f"{_CORE}/run/machine.py",
+        old="run = replace(run, model=fact.model, down=fact.down, evaluators=",
+        new="run = replace(run, down=fact.down, evaluators=",
+    ),
+    Bug(
+        name="next-round-on-the-state-before",
+        breaks="a round stands on the newest state",
+        file=f"{_CORE}/run/machine.py",
+        old="run = replace(run, model=fact.model, down=fact.down, evaluators=",
+        new="run = replace(run, model=fact.model, evaluators=",
+    ),
+    Bug(
+        name="one-round-too-many",
+        breaks="a run makes as many models as it was asked for",
+        file=f"{_CORE}/run/machine.py",
+        old="if run.closed < run.spec.rounds:",
+        new="if run.closed <= run.spec.rounds:",
+    ),
+    # -- the sum ----------------------------------------------------------------------------------------------
+    Bug(
+        name="folded-twice",
+        breaks="each update is in the sum once",
+        file=f"{_COORDINATOR}/closing.py",
+        old="for u in sorted(staged, key=lambda u: u.client)",
+        new="for u in sorted([*staged, staged[0]], key=lambda u: u.client)",
+    ),
+    Bug(
+        name="mean-over-the-asked",
+        breaks="the mean is over those in the sum",
+        file=f"{_CORE}/fold.py",
+        old="    total = sum(s.weight for s in staged)\n",
+        new="    total = sum(s.weight for s in staged) + 1\n",
+    ),
+    Bug(
+        name="state-begun-anew",
+        breaks="the strategy's state goes from round to round",
+        file=f"{_COORDINATOR}/closing.py",
+        old="    state = _state(store, version.state, fresh)\n",
+        new="    state = fresh\n",
+    ),
+    Bug(
+        name="count-twice-weighted",
+        breaks="the server's control variate is the mean of the devices'",
+        file=f"{_CORE}/strategy/runner.py",
+        old="_aggregate(layout, mean, totals, len(staged), sum(s.weight for s in staged), population)",
+        new="_aggregate(layout, mean, totals, len(staged) * len(staged), sum(s.weight for s in staged), population)",
+    ),
+    Bug(
+        name="quorum-off-by-one",
+        breaks="no sum is taken over fewer than the quorum",
+        file=f"{_CORE}/round/machine.py",
+        old="return len(set(heard)) >= self.terms.quorum",
+        new="return len(set(heard)) + 1 >= self.terms.quorum",
+    ),
+    Bug(
+        name="leaves-though-heard",
+        breaks="what was heard stays in the sum",
+        file=f"{_CORE}/round/machine.py",
+        old='if r.stage != "update" or event.client not in r.update.awaited:',
+        new='if r.stage != "update" or event.client not in r.update.asked:',
+        seed=3,
+    ),
+    Bug(
+        name="late-moved-into-the-next",
+        breaks="a late update is rejected, never moved",
+        file=f"{_CORE}/run/machine.py",
+        old="    if run.round is None or run.number != number:\n        return Moved(run, (), (Recall(client, number),))\n",
+        new="    if run.round is None:\n        return Moved(run, (), (Recall(client, number),))\n",
+        seed=19,
+    ),
+    # -- verdicts ---------------------------------------------------------------------------------------------
+    Bug(
+        name="late-recalled-as-counted",
+        breaks="COUNTED is said only of what is in the sum",
+        file=f"{_COORDINATOR}/store/queries.py",
+        old='if row is not None and row[0] == "counted":',
+        new='if row is not None and row[0] in ("counted", "late"):',
+        seed=50,
+    ),
+    Bug(
+        name="counted-recalled-as-lost",
+        breaks="NOT_COUNTED is said only of what is not in the sum",
+        file=f"{_COORDINATOR}/store/queries.py",
+        old='if row is not None and row[0] == "counted":',
+        new='if row is not None and row[0] == "staged":',
+    ),
+    Bug(
+        name="abandoned-without-a-word",
+        breaks="everyone in a round hears of its end",
+        file=f"{_CORE}/round/machine.py",
+        old='(Receipt(client, number, "NOT_COUNTED", why) for client in sorted(r.update.heard))',
+        new='(Receipt(client, number, "STAGED", why) for client in sorted(r.update.heard))',
+    ),
+    Bug(
+        name="receipts-lost-with-a-turn",
+        breaks="whoever may have missed a receipt asks again",
+        file=f"{_COORDINATOR}/driver.py",
+        old="            if connection is not None:\n                connection.cut()\n        self._send(said)",
+        new="            if connection is not None:\n                continue\n        self._send(said)",
+        seed=9,
+    ),
+    # -- after a restart --------------------------------------------------------------------------------------
+    Bug(
+        name="staged-forgotten",
+        breaks="an acknowledged update is in the sum",
+        file=f"{_COORDINATOR}/ledger.py",
+        old="    staged = {u.client: u for u in store.updates(row.id, row.number)} if open_ else {}\n",
+        new="    staged: dict[str, UpdateRow] = {}\n",
+        seed=6,
+    ),
+    Bug(
+        name="an-older-state-after-a-restart",
+        breaks="the run goes on from its newest model and state",
+        file=f"{_COORDINATOR}/ledger.py",
+        old="    version = store.latest_model(row.id)\n",
+        new="    version = store.kept_versions(row.id)[0]\n",
+    ),
+    Bug(
+        name="tried-again-from-memory",
+        breaks="after a write of which nobody knows, the database is read",
+        file=f"{_COORDINATOR}/driver.py",
+        old="        self.ledger, said = await self._read_again()\n",
+        new="        book = self.ledger._book\n        self.ledger, said = await self._read_again()\n"
+        "        self.ledger._book = book\n",
+        seed=3,
+    ),
+    Bug(
+        name="deadline-runs-on-while-dead",
+        breaks="a deadline counts owned time",
+        file=f"{_CORE}/round/machine.py",
+        old="deadline=waiting.deadline + away)",
+        new="deadline=waiting.deadline)",
+    ),
+    Bug(
+        name="deadline-moved-twice",
+        breaks="a deadline counts owned time",
+        file=f"{_CORE}/round/machine.py",
+        old="deadline=waiting.deadline + away)",
+        new="deadline=waiting.deadline + 2 * away)",
+    ),
+    Bug(
+        name="no-beat",
+        breaks="a successor knows until when the run was owned",
+        file=f"{_COORDINATOR}/store/changes.py",
+        old='    values: dict[str, Any] = {"beat": at} if owner is None else {"beat": at, "owner": owner}\n',
+        new='    values: dict[str, Any] = {"epoch": epoch} if owner is None else {"beat": at, "owner": owner}\n',
+        seed=3,
+    ),
+    Bug(
+        name="leases-lapse-at-a-restart",
+        breaks="everybody who is awaited gets a whole lease again",
+        file=f"{_CORE}/run/machine.py",
+        old="leases = dict.fromkeys(r.update.awaited, fact.at + run.spec.lease)",
+        new="leases = dict.fromkeys(r.update.awaited, fact.at)",
+        seed=3,
+    ),
+    Bug(
+        name="no-leases-after-a-restart",
+        breaks="whoever is gone is given up after its lease",
+        file=f"{_CORE}/run/machine.py",
+        old="leases = dict.fromkeys(r.update.awaited, fact.at + run.spec.lease)",
+        new="leases = dict(run.leases)",
+        seed=32,
+    ),
+    Bug(
+        name="taken-up-in-the-same-epoch",
+        breaks="an owner has an epoch of its own",
+        file=f"{_COORDINATOR}/store/owners.py",
+        old="values(epoch=r.epoch + 1)",
+        new="values(epoch=r.epoch)",
+    ),
+    Bug(
+        name="no-fence",
+        breaks="an owner that lost a run can write nothing of it",
+        file=f"{_COORDINATOR}/store/changes.py",
+        old='    mine = (run.id == bindparam("_run")) & (run.epoch == bindparam("_epoch"))\n',
+        new='    mine = (run.id == bindparam("_run")) & (run.epoch >= bindparam("_epoch"))\n',
+        seed=43,
+    ),
+    # -- time -------------------------------------------------------------------------------------------------
+    Bug(
+        name="a-due-tick-is-dropped",
+        breaks="a round ends by its deadline",
+        file=f"{_COORDINATOR}/driver.py",
+        old="        if at is not None:\n            loop",
+        new="        if at is not None and at > self._clock():\n            loop",
+        seed=2,
+    ),
+    Bug(
+        name="no-timer-for-leases",
+        breaks="whoever is gone is given up after its lease",
+        file=f"{_CORE}/run/machine.py",
+        old="for t in (self.round.wakes_at, *self.leases.values())",
+        new="for t in (self.round.wakes_at,)",
+        seed=15,
+    ),
+    # -- the history and the log ------------------------------------------------------------------------------
+    Bug(
+        name="abandoned-not-in-the-log",
+        breaks="the audit log has every round's end",
+        file=f"{_COORDINATOR}/ledger.py",
+        old='        self._enter(book, change, "ended", about)\n',
+        new='        if close.counted:\n            self._enter(book, change, "ended", about)\n',
+    ),
+    Bug(
+        name="abandoned-not-in-the-head",
+        breaks="the head goes over every round",
+        file=f"{_CORE}/run/machine.py",
+        old="head=history.extend(run.head, link), links=newest)",
+        new="head=history.extend(run.head, link) if closes[0].counted else run.head, links=newest)",
+    ),
+    Bug(
+        name="links-from-the-next-round-on",
+        breaks="a device can follow the history from what it saw",
+        file=f"{_COORDINATOR}/store/queries.py",
+        old='r.run == run, r.number >= since, r.link != ""',
+        new='r.run == run, r.number > since, r.link != ""',
+    ),
+    # -- what is kept -----------------------------------------------------------------------------------------
+    Bug(
+        name="scrubbed-before-the-commit",
+        breaks="what a round needs goes only after its end is stored",
+        file=f"{_COORDINATOR}/store/face.py",
+        old='        self.database.write("turn", partial(changes.write, change=change))\n        self._written(change)\n',
+        new='        self._written(change)\n        self.database.write("turn", partial(changes.write, change=change))\n',
+        seed=15,
+    ),
+    Bug(
+        name="scrubbed-a-round-too-many",
+        breaks="what the policy keeps is kept",
+        file=f"{_COORDINATOR}/retention.py",
+        old="updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept)",
+        new="updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept + 1)",
+    ),
+    Bug(
+        name="scrubbed-a-round-too-few",
+        breaks="what the policy does not keep goes",
+        file=f"{_COORDINATOR}/retention.py",
+        old="updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept)",
+        new="updates = tuple(n for n in self.rounds if n < number - spec.updates_kept)",
+    ),
+    Bug(
+        name="newest-state-scrubbed",
+        breaks="the newest state always stays",
+        file=f"{_COORDINATOR}/retention.py",
+        old="return tuple(v for v in self.versions if v.round <= number)[:-1]",
+        new="return tuple(v for v in self.versions if v.round <= number)",
+        seed=3,
+    ),
+    Bug(
+        name="collected-though-named",
+        breaks="a content stays while a row names it",
+        file=f"{_COORDINATOR}/store/queries.py",
+        old="    free = sorted(digests - set(tx.execute(named).scalars()))\n",
+        new="    free = sorted(digests)\n",
+    ),
+    # -- the device's memory ----------------------------------------------------------------------------------
+    Bug(
+        name="sent-before-it-is-kept",
+        breaks="an update is on disk before it is sent",
+        file=f"{_CLIENT}/conversation.py",
+        old="            try:\n                self._outbox.keep(self.run, self._sent)\n",
+        new="            try:\n                self._answer()\n                self._outbox.keep(self.run, self._sent)\n",
+    ),
+    Bug(
+        name="never-kept",
+        breaks="an update is on disk before it is sent",
+        file=f"{_CLIENT}/outbox/disk.py",
+        old='File(self._path(run, "sent"), header, (sent.terms, sent.blob))',
+        new='File(self._path(run, "sent.new"), header, (sent.terms, sent.blob))',
+    ),
+    Bug(
+        name="state-written-over-the-committed",
+        breaks="the committed state stands until the update is counted",
+        file=f"{_CLIENT}/outbox/disk.py",
+        old='path, pending = self._path(run, f"state-{one.turn}"), sent.pending',
+        new='path, pending = self._path(run, f"state-{one.base or one.turn}"), sent.pending',
+    ),
+    Bug(
+        name="committed-as-soon-as-kept",
+        breaks="the committed state stands until the update is counted",
+        file=f"{_CLIENT}/outbox/disk.py",
+        old="replace(one, kept=after, out=one.turn, level=True)",
+        new="replace(one, kept=after, base=one.turn, out=one.turn, level=True)",
+    ),
+    Bug(
+        name="committed-in-memory-alone",
+        breaks="what was counted is on disk with the next update",
+        file=f"{_CLIENT}/outbox/disk.py",
+        old="base = one.base if after.state is one.kept.state else one.out",
+        new="base = one.base",
+        seed=6,
+    ),
+    Bug(
+        name="forgotten-when-staged",
+        breaks="an update is kept until its fate is known",
+        file=f"{_CLIENT}/conversation.py",
+        old="                verdict = convert.verdict_from(message.receipt)\n",
+        new="                verdict = convert.verdict_from(message.receipt)\n"
+        '                if verdict == "STAGED":\n'
+        "                    self._outbox.drop(self.run, message.receipt.round)\n",
+    ),
+    Bug(
+        name="state-final-when-handed-in",
+        breaks="the device's state becomes final on COUNTED alone",
+        file=f"{_CLIENT}/conversation.py",
+        old="        self._step(member.Submitted(prepared.digest))\n",
+        new="        self.state = prepared.pending\n        self._step(member.Submitted(prepared.digest))\n",
+    ),
+    Bug(
+        name="state-final-when-staged",
+        breaks="the device's state becomes final on COUNTED alone",
+        file=f"{_CORE}/round/member.py",
+        old='    if verdict == "STAGED":\n        return replace(m, stage="staged"), ()\n',
+        new='    if verdict == "STAGED":\n        return replace(m, stage="staged"), (Commit(round_),)\n',
+    ),
+    Bug(
+        name="state-final-though-not-counted",
+        breaks="the device's state becomes final on COUNTED alone",
+        file=f"{_CORE}/round/member.py",
+        old='Commit(round_) if verdict == "COUNTED" else Drop(round_, reason)',
+        new='Commit(round_) if verdict == "COUNTED" or m.stage == "staged" else Drop(round_, reason)',
+    ),
+    Bug(
+        name="state-of-what-was-computed",
+        breaks="the device's state follows from what was sent, not from what was computed",
+        file=f"{_CORE}/strategy/runner.py",
+        old="self.strategy.commit(mine, down, work, learned, sent)",
+        new="self.strategy.commit(mine, down, work, learned, up)",
+    ),
+    Bug(
+        name="settled-not-remembered",
+        breaks="a device knows which rounds counted it",
+        file=f"{_CLIENT}/conversation.py",
+        old="        self._sent, self._settled = None, round_\n",
+        new="        self._sent = None\n",
+    ),
+    Bug(
+        name="anyones-receipt",
+        breaks="a receipt settles the round that it names",
+        file=f"{_CORE}/round/member.py",
+        old='    if round_ != m.round:\n        return m, ()\n    if m.stage == "working":',
+        new='    if m.stage == "working":',
+        seed=10,
+    ),
+    # -- the device's half of the conversation ----------------------------------------------------------------
+    Bug(
+        name="other-bytes-the-second-time",
+        breaks="a retry sends the same bytes",
+        file=f"{_CLIENT}/conversation.py",
+        old="            head=convert.head_to(sent.head),",
+        new="            head=convert.head_to(type(sent.head)(\n"
+        '                examples=sent.head.examples, totals=sent.head.totals, steps=int(self.member.stage == "sent"))),',
+    ),
+    Bug(
+        name="not-sent-again",
+        breaks="an answer is sent again after every reconnection",
+        file=f"{_CORE}/round/member.py",
+        old="return m, (Offer(m.round), Answer(m.round, m.digest))",
+        new="return m, (Offer(m.round),)",
+        seed=3,
+    ),
+    Bug(
+        name="trained-again-after-a-restart",
+        breaks="a round that has its update is not trained again",
+        file=f"{_CLIENT}/conversation.py",
+        old='self.member = Member(stage="sent", terms=terms, digest=kept.sent.digest, done=terms.round)',
+        new="self.member = Member()",
+    ),
+    Bug(
+        name="an-old-stream-takes-the-new-one-along",
+        breaks="a device that came back is attached",
+        file=f"{_COORDINATOR}/roster.py",
+        old="        if self._by_client.get(connection.client) is not connection:\n            return False\n",
+        new="        if connection.client not in self._by_client:\n            return False\n",
+        seed=10,
+    ),
+)

@@ -1,0 +1,33 @@
+"""Ten thousand rounds with everything going wrong, and every law holds (faults.laws says which there are)."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from faults.world import rounds_in, run_world
+
+_ROUNDS = 10_000
+_BLOCK = 20  # worlds a job: enough to be worth its way to another process
+_WORKERS = 2
+
+
+@pytest.mark.timeout(900)
+def test_ten_thousand_faulty_rounds_break_no_law() -> None:
+    rounds, first = 0, 0
+    # Not forked: pytest's process has threads, and a device's lock would be in both.
+    with ProcessPoolExecutor(_WORKERS, mp_context=get_context("spawn")) as pool:
+        jobs = []
+        while rounds < _ROUNDS:
+            while len(jobs) < 2 * _WORKERS:
+                jobs.append(pool.submit(rounds_in, range(first, first + _BLOCK)))
+                first += _BLOCK
+            rounds += jobs.pop(0).result()
+        for job in jobs:
+            job.cancel()
+    print(f"{rounds} rounds, every law holds")
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_one_seed_is_one_story(seed: int) -> None:
+    assert run_world(seed, rounds=5).story == run_world(seed, rounds=5).story
