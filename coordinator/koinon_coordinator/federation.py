@@ -1,4 +1,4 @@
-"""The federation: all runs of this coordinator, and what devices and operators may ask of them.
+"""The federation: all runs of this coordinator, and what operators may ask of them (`devices` has the other side).
 
 It knows nothing of gRPC: `service` translates. A run whose strategy is not known here is kept aside, with the
 reason, and does not keep the others from going on.
@@ -10,17 +10,15 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 import structlog
 
-from koinon_coordinator.admission import Answer, admit, check_upload
 from koinon_coordinator.closing import Plan, first_version
 from koinon_coordinator.driver import Driver
-from koinon_coordinator.ledger import Item, Ledger, Said
-from koinon_coordinator.roster import Connection, Roster
-from koinon_coordinator.store import Incident, Part, RoundRow, RunRow, Store, Superseded
+from koinon_coordinator.ledger import Ledger, Said
+from koinon_coordinator.roster import Roster
+from koinon_coordinator.store import RoundRow, RunRow, Store, Superseded
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.errors import (
@@ -28,19 +26,14 @@ from koinon_core.errors import (
     Conflict,
     KoinonError,
     NotFound,
-    RemoteProtocolError,
     StoreError,
     Unavailable,
     UsageError,
 )  # fmt: skip
-from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
 from koinon_core.spec import RunSpec
-from koinon_core.strategy.protocol import Need
-from koinon_core.wire import convert
-from koinon_core.wire.v1 import fleet_pb2 as pb
 
-__all__ = ["Federation"]
+__all__ = ["Federation", "passing"]
 
 T = TypeVar("T")
 _log = structlog.get_logger("koinon.federation")
@@ -65,11 +58,11 @@ class Federation:
         self.rows: dict[str, RunRow] = {}
         self.aside: dict[str, KoinonError] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._awaiting: list[tuple[Connection, str]] = []
         self._stopped = False
         self._driving: dict[str, asyncio.Task[None]] = {}
         self._later: dict[str, asyncio.Task[None]] = {}
-        self._noted: set[Part] = set()
+        self.created: list[Callable[[str], None]] = []
+        """Called with the name of every new run, once devices may join it."""
 
     async def run(self, started: asyncio.Event, stop: asyncio.Event) -> None:
         """Take up every live run and drive them until `stop` is set."""
@@ -123,9 +116,9 @@ class Federation:
 
     def _set_aside(self, row: RunRow, error: KoinonError) -> None:
         """A run that cannot be driven here: for good, or until another coordinator or the database lets go of it."""
-        _log.error("a run is set aside", run=row.name, reason=str(error), tried_again=_passing(error))
+        _log.error("a run is set aside", run=row.name, reason=str(error), tried_again=passing(error))
         self.aside[row.id] = error
-        if _passing(error):
+        if passing(error):
             assert self._tasks is not None
             self._later[row.id] = self._tasks.create_task(self._try_again(row))
 
@@ -176,18 +169,10 @@ class Federation:
         )
         self._drive(ledger)
         await self._read_rows()  # only now can devices find it: their offers need its driver
-        self._call_in(spec.name)
+        for told in self.created:
+            told(spec.name)
         _log.info("run created", run=spec.name, id=ledger.run.id)
         return ledger.run
-
-    def _call_in(self, name: str) -> None:
-        """The run that some devices wait for is there."""
-        called = [c for c, awaited in self._awaiting if awaited == name]
-        self._awaiting = [(c, awaited) for c, awaited in self._awaiting if awaited != name]
-        for connection in called:
-            row = self.join(connection, name)
-            assert row is not None
-            connection.send(convert.joined(row.id, row.spec))
 
     def find(self, name: str) -> RunRow:
         """The run by its name or its id; NotFound lists those there are."""
@@ -291,144 +276,7 @@ class Federation:
         finally:
             driver.unwatch(changed)
 
-    # -- devices ----------------------------------------------------------------------------------------------
 
-    async def see(self, connection: Connection, version: str) -> None:
-        await self.db(self.store.see_device, connection.client, version[:32], self.clock())
-
-    def join(self, connection: Connection, name: str, wait: bool = False) -> RunRow | None:
-        """A device enters a run; None if there is none yet and it waits for it."""
-        if wait and not any(name in (row.name, row.id) for row in self.rows.values()):
-            self._awaiting.append((connection, name))
-            return None
-        row = self.find(name)
-        connection.runs.add(row.id)
-        self._driver(connection, row.id)
-        return row
-
-    async def recall(
-        self, connection: Connection, run: str, pinned: int, settled: int, owes: int
-    ) -> pb.CoordinatorMessage:
-        """What a device remembers is compared with what the run knows; returns the run's standing. `pinned` is the
-        last round that it was asked in, `settled` the last that it knows to have counted it, and `owes` one of which
-        it does not know. Conflict if it has lost what this run cannot go on without."""
-        driver = self._driver(connection, run)
-        if driver is not None:
-            await self._remembers(driver, connection, max(settled, owes))
-        return convert.standing(run, *await self.db(self.store.standing, run, pinned))
-
-    async def _remembers(self, driver: Driver, connection: Connection, known: int) -> None:
-        """Whether the device knows of every update of its that was counted."""
-        client, now = connection.client, self.clock()
-        counted = await self.db(self.store.last_counted, driver.run.id, client)
-        r = driver.run.round
-        if r is not None and r.terms.round > self.rows[driver.run.id].remembered and client in r.update.heard:
-            counted = max(counted, r.terms.round)  # or it is about to be
-        if counted <= known:
-            return
-        vital = Need.MEMORY in driver.plan.strategy.needs
-        if not (vital or connection.boot):
-            return  # it keeps no memory, and this run needs none
-        lost = f"{client!r} was counted in round {counted} and knows of {known}: its memory was lost or is a copy"
-        driver.tell(
-            Item(runs.Progressed(now, client), incident=Incident(now, client, counted, "FORGOT", lost))
-        )
-        if vital:
-            raise Conflict(
-                f"{lost}, and this run's strategy cannot go on without it; bring the folder back (KOINON_STATE), or "
-                "let the device join under a new name"
-            )
-
-    def ahead(self, connection: Connection, run: str, round_: int, reason: str) -> None:
-        """A device knows more of the run than this database does, and stays away."""
-        driver = self._driver(connection, run)
-        if driver is not None:
-            now, client = self.clock(), connection.client
-            incident = Incident(now, client, driver.run.number, "AHEAD", f"stays away: {reason}")
-            driver.tell(Item(runs.Ahead(now, client, round_), incident=incident))
-
-    def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> None:
-        driver = self._driver(connection, run)
-        if driver is not None:
-            driver.tell(runs.Offered(self.clock(), connection.client, evaluates, engaged))
-
-    def progress(self, connection: Connection, run: str) -> None:
-        driver = self._driver(connection, run)
-        if driver is not None:
-            driver.tell(runs.Progressed(self.clock(), connection.client))
-
-    def leave(self, connection: Connection, run: str, round_: int, code: str, detail: str) -> None:
-        """A device declines or fails; the operator sees it."""
-        driver = self._driver(connection, run)
-        if driver is None:
-            return
-        now, client = self.clock(), connection.client
-        fact = runs.Resigned(now, client, round_, code, detail) if round_ else runs.Gone(now, client)
-        driver.tell(Item(fact, incident=Incident(now, client, round_, code, detail) if detail else None))
-
-    def gone(self, connection: Connection) -> None:
-        """A device's stream ended."""
-        self._awaiting = [(c, name) for c, name in self._awaiting if c is not connection]
-        for run in connection.runs:
-            if run in self.drivers:
-                self.drivers[run].tell(runs.Gone(self.clock(), connection.client))
-
-    async def answer(self, connection: Connection, run: str, answer: Answer) -> tuple[Verdict, str] | None:
-        """A device's update: verified here, staged by the run's next turn. Returns the verdict where the round is
-        over already, None where the turn will say it."""
-        row = self.find(run)
-        driver = self._driver(connection, row.id)
-        if driver is not None and answer.round > driver.run.number:
-            if answer.round <= (await self.db(self.store.run, row.id)).number:
-                raise Unavailable("the run went on elsewhere; this coordinator does not know that round")
-            return "NOT_COUNTED", f"round {answer.round} has not begun"
-        if driver is None or driver.run.over or answer.round < driver.run.number:
-            return await self.db(self.store.verdict, row.id, answer.round, answer.client)
-        job = partial(admit, self.store, driver.plan, driver.run, answer, self.clock())
-        # A small one is done before a worker thread would have woken up.
-        item = job() if len(answer.data) == answer.size else await self.db(job)
-        if self.ended(row.id):  # meanwhile; nobody reads its queue any more
-            return await self.db(self.store.verdict, row.id, answer.round, answer.client)
-        driver.tell(item)
-        return None
-
-    def no_room(self, connection: Connection, part: Part, reason: str) -> None:
-        """An upload could not be taken, for a reason of this machine's: the operator sees it, once a round and device;
-        the device keeps its update and tries again."""
-        driver = self.drivers.get(part.run)
-        if driver is None or part in self._noted:
-            return
-        self._noted = {p for p in self._noted if (p.run, p.round) == (part.run, part.round)} | {part}
-        now, client = self.clock(), connection.client
-        incident = Incident(now, client, part.round, "STORE", f"its upload waits: {reason}")
-        driver.tell(Item(runs.Progressed(now, client), incident=incident))
-
-    def may_download(self, connection: Connection, digest: str) -> Driver | None:
-        """The live run, among the device's, whose open round names this content."""
-        for run in connection.runs:
-            driver = self.drivers.get(run)
-            r = driver.run.round if driver else None
-            if r is not None and digest in (r.terms.model, r.terms.down):
-                return driver
-        return None
-
-    def may_upload(self, connection: Connection, run: str, round_: int, size: int) -> None:
-        """Raise RemoteProtocolError unless this device's update of that round and size is awaited."""
-        driver = self.drivers.get(run)
-        if driver is None or not driver.run.wants(connection.client, round_):
-            raise RemoteProtocolError(f"no update of round {round_} is awaited from this device")
-        check_upload(driver.plan, size)
-        driver.tell(runs.Progressed(self.clock(), connection.client))
-
-    def _driver(self, connection: Connection, run: str) -> Driver | None:
-        if run not in connection.runs:
-            raise RemoteProtocolError("join a run before speaking of it")
-        if run in self.aside:
-            told = f"run {self.find(run).name!r} is set aside: {self.aside[run]}"
-            raise Unavailable(told) if _passing(self.aside[run]) else Conflict(told)
-        return self.drivers.get(run)
-
-
-def _passing(error: KoinonError) -> bool:
+def passing(error: KoinonError) -> bool:
     """Whether a run that is set aside for this may be taken up later."""
     return isinstance(error, StoreError | Conflict)

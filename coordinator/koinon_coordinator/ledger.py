@@ -357,7 +357,9 @@ class Ledger:
         run = self.run
         for order in orders:
             match order:
-                case effects.Ask(client) if run.wants(client, run.number):  # the round may be over by the turn's end
+                case effects.Ask(client) if run.wants(
+                    client, run.number
+                ):  # the round may be over by the turn's end
                     number, ask = self._the_ask()
                     said.append(Said(client, ask, number))
                 case effects.Receipt(client, number, verdict, reason):

@@ -34,7 +34,7 @@ BUGS = (
     Bug(
         name="staged-before-the-turn",
         breaks="STAGED is said only of what is stored",
-        file=f"{_COORDINATOR}/federation.py",
+        file=f"{_COORDINATOR}/devices.py",
         old="        return None\n\n    def no_room(",
         new='        return "STAGED", ""\n\n    def no_room(',
     ),

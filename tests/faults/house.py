@@ -188,7 +188,7 @@ class Stream:
     async def _read(self) -> None:
         house = self.house
         try:
-            await house.federation.see(self.connection, __version__)
+            await house.fleet.devices.see(self.connection, __version__)
             while (message := await self._up.get()) is not None:
                 if not house.alive:
                     return
@@ -230,4 +230,4 @@ class Stream:
         self._up.put_nowait(None)
         self.connection.cut()
         if house.alive and house.federation.roster.detach(self.connection):
-            house.federation.gone(self.connection)
+            house.fleet.devices.gone(self.connection)

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from koinon_coordinator.admission import Answer
+from koinon_coordinator.devices import Devices
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.service.calls import Context, Table
@@ -39,6 +40,7 @@ class Fleet:
 
     def __init__(self, federation: Federation):
         self._federation = federation
+        self.devices = Devices(federation)
 
     @property
     def table(self) -> Table:
@@ -59,7 +61,7 @@ class Fleet:
         connection = self._federation.roster.attach(hello.client, hello.instance, hello.boot)
         reader = asyncio.create_task(self._read(connection, requests))
         try:
-            await self._federation.see(connection, hello.version)
+            await self.devices.see(connection, hello.version)
             welcome = fleet_pb2.Welcome(protocol=PROTOCOL, version=__version__, token=connection.token)
             yield convert.envelope(fleet_pb2.CoordinatorMessage(welcome=welcome))
             while message := await connection.next():
@@ -67,7 +69,7 @@ class Fleet:
         finally:
             reader.cancel()
             if self._federation.roster.detach(connection):
-                self._federation.gone(connection)
+                self.devices.gone(connection)
 
     async def _read(self, connection: Connection, requests: AsyncIterator[fleet_pb2.AttendRequest]) -> None:
         """Until the device hangs up. What it says wrong is told to it, and costs nobody else."""
@@ -94,35 +96,34 @@ class Fleet:
             connection.send(convert.envelope(convert.trouble(getattr(said, "run", ""), error)))
 
     async def _hear(self, connection: Connection, kind: str, m: Any) -> None:
-        federation = self._federation
         if getattr(m, "round", 0) > _MOST_ROUNDS:
             raise RemoteProtocolError(f"there is no round {m.round}")
         match kind:
             case "join":
-                row = federation.join(connection, m.run, m.wait)
+                row = self.devices.join(connection, m.run, m.wait)
                 if row is not None:
                     connection.send(convert.joined(row.id, row.spec))
                     self._tell_if_over(connection, row.id)
             case "recall":
-                said = await federation.recall(connection, m.run, m.pinned, m.settled, m.owes)
+                said = await self.devices.recall(connection, m.run, m.pinned, m.settled, m.owes)
                 connection.send(convert.envelope(said))
             case "offer":
-                federation.offer(connection, m.run, m.evaluates, m.engaged)
+                self.devices.offer(connection, m.run, m.evaluates, m.engaged)
                 self._tell_if_over(connection, m.run)  # it may have ended between the two
             case "answer":
                 answer = Answer(
                     client=connection.client, round=m.round, terms=m.terms_digest, digest=m.update.digest,
                     size=m.update.size, data=m.update.inline, head=convert.head_from(m.head),
                 )  # fmt: skip
-                verdict = await federation.answer(connection, m.run, answer)
+                verdict = await self.devices.answer(connection, m.run, answer)
                 if verdict is not None:
                     connection.send(convert.envelope(convert.receipt(m.run, m.round, *verdict)))
             case "ahead":
-                federation.ahead(connection, m.run, m.round, _plain(m.reason[:500]))
+                self.devices.ahead(connection, m.run, m.round, _plain(m.reason[:500]))
             case "leave":
-                federation.leave(connection, m.run, m.round, _plain(m.code[:32]), _plain(m.detail[:2000]))
+                self.devices.leave(connection, m.run, m.round, _plain(m.code[:32]), _plain(m.detail[:2000]))
             case "progress":
-                federation.progress(connection, m.run)
+                self.devices.progress(connection, m.run)
             case _:
                 raise RemoteProtocolError(f"a message of an unknown kind {kind!r} came from this device")
 
@@ -143,7 +144,7 @@ class Fleet:
         self, request: blobs_pb2.DownloadRequest, context: Context
     ) -> AsyncIterator[blobs_pb2.DownloadResponse]:
         """A content that the terms of one of the device's open rounds name, from an offset on."""
-        driver = self._federation.may_download(self._connection(context), request.digest)
+        driver = self.devices.may_download(self._connection(context), request.digest)
         if driver is None:
             raise NotFound("no open round of this device names that content")
         number = driver.run.number
@@ -166,13 +167,13 @@ class Fleet:
         first = await anext(aiter(requests), None)
         if first is None or not first.HasField("start"):
             raise RemoteProtocolError("an upload begins with its start")
-        start, federation = first.start, self._federation
-        federation.may_upload(connection, start.run, start.round, start.size)
+        start = first.start
+        self.devices.may_upload(connection, start.run, start.round, start.size)
         part = Part(start.run, start.round, connection.client)
         try:
             return await self._receive(connection, part, start, requests)
         except StoreError as error:
-            federation.no_room(connection, part, str(error))
+            self.devices.no_room(connection, part, str(error))
             raise
 
     async def _receive(
@@ -192,7 +193,7 @@ class Fleet:
             async for request in requests:
                 hit("rpc.upload", connection.client)
                 await federation.db(incoming.write, request.data)
-                federation.progress(connection, start.run)
+                self.devices.progress(connection, start.run)
             if incoming.offset == start.size:
                 await federation.db(incoming.finish)
                 return blobs_pb2.UploadResponse(offset=start.size, complete=True)
@@ -202,7 +203,7 @@ class Fleet:
 
     async def stat(self, request: blobs_pb2.StatRequest, context: Context) -> blobs_pb2.StatResponse:
         connection, federation = self._connection(context), self._federation
-        federation.may_upload(connection, request.run, request.round, 0)
+        self.devices.may_upload(connection, request.run, request.round, 0)
         part = Part(request.run, request.round, connection.client)
         offset = await federation.db(federation.store.uploads.received, part, request.digest)
         return blobs_pb2.StatResponse(offset=offset)

@@ -1,0 +1,179 @@
+"""What devices may ask of a federation: to enter a run, to be heard, to hand over bytes.
+
+Every message is checked against who sent it and what its run waits for; what one device says wrong costs its own part.
+"""
+
+from functools import partial
+
+from koinon_coordinator.admission import Answer, admit, check_upload
+from koinon_coordinator.driver import Driver
+from koinon_coordinator.federation import Federation, passing
+from koinon_coordinator.ledger import Item
+from koinon_coordinator.roster import Connection
+from koinon_coordinator.store import Incident, Part, RunRow
+from koinon_core import run as runs
+from koinon_core.errors import Conflict, RemoteProtocolError, Unavailable
+from koinon_core.round.effects import Verdict
+from koinon_core.strategy.protocol import Need
+from koinon_core.wire import convert
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+__all__ = ["Devices"]
+
+
+class Devices:
+    """The devices' side of a federation."""
+
+    def __init__(self, federation: Federation):
+        self._fed = federation
+        self._awaiting: list[tuple[Connection, str]] = []
+        self._noted: set[Part] = set()
+        federation.created.append(self.call_in)
+
+    def call_in(self, name: str) -> None:
+        """The run that some devices wait for is there."""
+        called = [c for c, awaited in self._awaiting if awaited == name]
+        self._awaiting = [(c, awaited) for c, awaited in self._awaiting if awaited != name]
+        for connection in called:
+            row = self.join(connection, name)
+            assert row is not None
+            connection.send(convert.joined(row.id, row.spec))
+
+    async def see(self, connection: Connection, version: str) -> None:
+        await self._fed.db(self._fed.store.see_device, connection.client, version[:32], self._fed.clock())
+
+    def join(self, connection: Connection, name: str, wait: bool = False) -> RunRow | None:
+        """A device enters a run; None if there is none yet and it waits for it."""
+        if wait and not any(name in (row.name, row.id) for row in self._fed.rows.values()):
+            self._awaiting.append((connection, name))
+            return None
+        row = self._fed.find(name)
+        connection.runs.add(row.id)
+        self._driver(connection, row.id)
+        return row
+
+    async def recall(
+        self, connection: Connection, run: str, pinned: int, settled: int, owes: int
+    ) -> pb.CoordinatorMessage:
+        """What a device remembers is compared with what the run knows; returns the run's standing. `pinned` is the
+        last round that it was asked in, `settled` the last that it knows to have counted it, and `owes` one of which
+        it does not know. Conflict if it has lost what this run cannot go on without."""
+        driver = self._driver(connection, run)
+        if driver is not None:
+            await self._remembers(driver, connection, max(settled, owes))
+        return convert.standing(run, *await self._fed.db(self._fed.store.standing, run, pinned))
+
+    async def _remembers(self, driver: Driver, connection: Connection, known: int) -> None:
+        """Whether the device knows of every update of its that was counted."""
+        client, now = connection.client, self._fed.clock()
+        counted = await self._fed.db(self._fed.store.last_counted, driver.run.id, client)
+        r = driver.run.round
+        if (
+            r is not None
+            and r.terms.round > self._fed.rows[driver.run.id].remembered
+            and client in r.update.heard
+        ):
+            counted = max(counted, r.terms.round)  # or it is about to be
+        if counted <= known:
+            return
+        vital = Need.MEMORY in driver.plan.strategy.needs
+        if not (vital or connection.boot):
+            return  # it keeps no memory, and this run needs none
+        lost = f"{client!r} was counted in round {counted} and knows of {known}: its memory was lost or is a copy"
+        driver.tell(
+            Item(runs.Progressed(now, client), incident=Incident(now, client, counted, "FORGOT", lost))
+        )
+        if vital:
+            raise Conflict(
+                f"{lost}, and this run's strategy cannot go on without it; bring the folder back (KOINON_STATE), or "
+                "let the device join under a new name"
+            )
+
+    def ahead(self, connection: Connection, run: str, round_: int, reason: str) -> None:
+        """A device knows more of the run than this database does, and stays away."""
+        driver = self._driver(connection, run)
+        if driver is not None:
+            now, client = self._fed.clock(), connection.client
+            incident = Incident(now, client, driver.run.number, "AHEAD", f"stays away: {reason}")
+            driver.tell(Item(runs.Ahead(now, client, round_), incident=incident))
+
+    def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> None:
+        driver = self._driver(connection, run)
+        if driver is not None:
+            driver.tell(runs.Offered(self._fed.clock(), connection.client, evaluates, engaged))
+
+    def progress(self, connection: Connection, run: str) -> None:
+        driver = self._driver(connection, run)
+        if driver is not None:
+            driver.tell(runs.Progressed(self._fed.clock(), connection.client))
+
+    def leave(self, connection: Connection, run: str, round_: int, code: str, detail: str) -> None:
+        """A device declines or fails; the operator sees it."""
+        driver = self._driver(connection, run)
+        if driver is None:
+            return
+        now, client = self._fed.clock(), connection.client
+        fact = runs.Resigned(now, client, round_, code, detail) if round_ else runs.Gone(now, client)
+        driver.tell(Item(fact, incident=Incident(now, client, round_, code, detail) if detail else None))
+
+    def gone(self, connection: Connection) -> None:
+        """A device's stream ended."""
+        self._awaiting = [(c, name) for c, name in self._awaiting if c is not connection]
+        for run in connection.runs:
+            if run in self._fed.drivers:
+                self._fed.drivers[run].tell(runs.Gone(self._fed.clock(), connection.client))
+
+    async def answer(self, connection: Connection, run: str, answer: Answer) -> tuple[Verdict, str] | None:
+        """A device's update: verified here, staged by the run's next turn. Returns the verdict where the round is
+        over already, None where the turn will say it."""
+        row = self._fed.find(run)
+        driver = self._driver(connection, row.id)
+        if driver is not None and answer.round > driver.run.number:
+            if answer.round <= (await self._fed.db(self._fed.store.run, row.id)).number:
+                raise Unavailable("the run went on elsewhere; this coordinator does not know that round")
+            return "NOT_COUNTED", f"round {answer.round} has not begun"
+        if driver is None or driver.run.over or answer.round < driver.run.number:
+            return await self._fed.db(self._fed.store.verdict, row.id, answer.round, answer.client)
+        job = partial(admit, self._fed.store, driver.plan, driver.run, answer, self._fed.clock())
+        # A small one is done before a worker thread would have woken up.
+        item = job() if len(answer.data) == answer.size else await self._fed.db(job)
+        if self._fed.ended(row.id):  # meanwhile; nobody reads its queue any more
+            return await self._fed.db(self._fed.store.verdict, row.id, answer.round, answer.client)
+        driver.tell(item)
+        return None
+
+    def no_room(self, connection: Connection, part: Part, reason: str) -> None:
+        """An upload could not be taken, for a reason of this machine's: the operator sees it, once a round and device;
+        the device keeps its update and tries again."""
+        driver = self._fed.drivers.get(part.run)
+        if driver is None or part in self._noted:
+            return
+        self._noted = {p for p in self._noted if (p.run, p.round) == (part.run, part.round)} | {part}
+        now, client = self._fed.clock(), connection.client
+        incident = Incident(now, client, part.round, "STORE", f"its upload waits: {reason}")
+        driver.tell(Item(runs.Progressed(now, client), incident=incident))
+
+    def may_download(self, connection: Connection, digest: str) -> Driver | None:
+        """The live run, among the device's, whose open round names this content."""
+        for run in connection.runs:
+            driver = self._fed.drivers.get(run)
+            r = driver.run.round if driver else None
+            if r is not None and digest in (r.terms.model, r.terms.down):
+                return driver
+        return None
+
+    def may_upload(self, connection: Connection, run: str, round_: int, size: int) -> None:
+        """Raise RemoteProtocolError unless this device's update of that round and size is awaited."""
+        driver = self._fed.drivers.get(run)
+        if driver is None or not driver.run.wants(connection.client, round_):
+            raise RemoteProtocolError(f"no update of round {round_} is awaited from this device")
+        check_upload(driver.plan, size)
+        driver.tell(runs.Progressed(self._fed.clock(), connection.client))
+
+    def _driver(self, connection: Connection, run: str) -> Driver | None:
+        if run not in connection.runs:
+            raise RemoteProtocolError("join a run before speaking of it")
+        if run in self._fed.aside:
+            told = f"run {self._fed.find(run).name!r} is set aside: {self._fed.aside[run]}"
+            raise Unavailable(told) if passing(self._fed.aside[run]) else Conflict(told)
+        return self._fed.drivers.get(run)
