@@ -177,8 +177,8 @@ BUGS = (
         name="receipts-lost-with-a-turn",
         breaks="whoever may have missed a receipt asks again",
         file=f"{_COORDINATOR}/driver.py",
-        old="            if connection is not None:\n                connection.cut()\n        self._send(said)",
-        new="            if connection is not None:\n                continue\n        self._send(said)",
+        old="        self.cut_off()\n        self._send(said)\n",
+        new="        self._send(said)\n",
         seed=9,
     ),
     # -- after a restart --------------------------------------------------------------------------------------
@@ -456,5 +456,39 @@ BUGS = (
         old="        if self._by_client.get(connection.client) is not connection:\n            return False\n",
         new="        if connection.client not in self._by_client:\n            return False\n",
         seed=10,
+    ),
+    # -- found by the worlds themselves, and planted again ----------------------------------------------------
+    Bug(
+        name="an-outage-that-a-second-kill-hides",
+        breaks="deadlines count owned time, also where a take-up is killed before it is stored",
+        file=f"{_COORDINATOR}/store/owners.py",
+        old=".values(owner=owner))\n    return Held",
+        new=".values(owner=owner, beat=now))\n    return Held",
+        seed=59,
+    ),
+    Bug(
+        name="not-begun-says-a-stale-owner",
+        breaks="a verdict is what is stored, not what somebody remembers",
+        file=f"{_COORDINATOR}/devices.py",
+        old="            if answer.round <= (await self._fed.db(self._fed.store.run, row.id)).number:\n",
+        new="            if False:\n",
+        seed=76,
+    ),
+    Bug(
+        name="asked-before-it-looked-into-its-memory",
+        breaks="a device knows what it has sent before it takes new work",
+        file=f"{_CLIENT}/conversation.py",
+        old="        if not self._clear:\n            return  # before this device",
+        new="        if False:\n            return  # before this device",
+        seed=91,
+    ),
+    Bug(
+        name="only-those-who-offered-are-cut-off",
+        breaks="nobody hangs on a coordinator that lost the run",
+        file=f"{_COORDINATOR}/driver.py",
+        old="        for connection in self._roster.in_run(self.run.id):\n            connection.cut()",
+        new="        for connection in self._roster.in_run(self.run.id):\n"
+        "            if connection.client in self.run.devices:\n                connection.cut()",
+        seed=148,
     ),
 )

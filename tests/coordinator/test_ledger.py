@@ -1,0 +1,145 @@
+"""A turn of the ledger: what is said of it, and what becomes of an item that cannot be stored."""
+
+from dataclasses import replace
+
+import pytest
+
+from koinon_coordinator.ledger import Item
+from koinon_coordinator.store import Store, Superseded
+from koinon_core import failpoints
+from koinon_core import run as runs
+from koinon_core.errors import StoreError
+from koinon_core.wire.v1 import fleet_pb2 as pb
+from lab import Lab, raising
+
+
+@pytest.fixture
+def lab(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'koinon.db'}")
+    yield Lab.create(store, min_clients=2)
+    failpoints.disarm()
+    store.close()
+
+
+def told(lab: Lab, *facts: runs.Fact | Item) -> list[tuple[str, str, int]]:
+    """(device, kind, round) of everything that a turn says."""
+    lab.clock.now += 1.0
+    said = lab.ledger.turn([fact if isinstance(fact, Item) else Item(fact) for fact in facts])
+    heard = []
+    for one in said:
+        (message,) = pb.AttendResponse.FromString(one.message).messages
+        kind = message.WhichOneof("says") or ""
+        body = getattr(message, kind)
+        what = pb.Verdict.Name(body.verdict).removeprefix("VERDICT_") if kind == "receipt" else kind
+        heard.append((one.client, what, getattr(body, "round", 0)))
+    return heard
+
+
+def answered(lab: Lab, client: str) -> Item:
+    update = lab.update(client)
+    return Item(runs.Answered(lab.clock(), client, lab.run.number, update.digest), update=update)
+
+
+def test_what_arrives_together_is_one_commit_and_everybody_hears_of_it(lab):
+    lab.open()
+    before = lab.store.database.commits
+    heard = told(lab, *(answered(lab, name) for name in lab.names))
+    commits = lab.store.database.commits - before
+    assert commits <= 2, "the turn, and collecting what is kept no longer"
+    assert heard[:3] == [(name, "STAGED", 1) for name in lab.names]
+    assert heard[3:6] == [(name, "COUNTED", 1) for name in lab.names]
+
+
+def test_a_device_that_comes_back_as_its_round_ends_is_not_asked_in_the_next(lab):
+    """Its work would be for a round that it is not in."""
+    lab.open()
+    back = runs.Offered(lab.clock(), "c0")
+    gone = [runs.Resigned(lab.clock(), name, 1, "DECLINED") for name in ("c1", "c2")]
+    heard = told(lab, back, *gone)
+    assert lab.run.number == 2
+    assert ("c0", "ask", 2) not in heard
+    assert [what for client, what, _ in heard if client == "c0"] == ["cancel"]
+
+
+def test_one_item_that_cannot_be_stored_costs_its_sender_and_nobody_else(lab):
+    lab.open()
+    good = [answered(lab, name) for name in ("c0", "c2")]
+    bad = answered(lab, "c1")
+    bad = replace(bad, update=replace(bad.update, size=1 << 70))  # no column holds that
+    heard = told(lab, good[0], bad, good[1])
+    assert ("c1", "NOT_COUNTED", 1) in heard
+    assert {c for c, what, _ in heard if what == "STAGED"} == {"c0", "c2"}
+    (incident,) = lab.store.incidents(lab.run.id)
+    assert (incident.client, incident.code) == ("c1", "STORE")
+    assert "could not be stored" in incident.message
+    assert lab.ledger.sound
+
+
+def test_an_error_of_ours_in_one_item_does_not_stop_the_run(lab, monkeypatch):
+    lab.open()
+    right = runs.step
+
+    def step(run, fact):
+        if isinstance(fact, runs.Progressed):
+            raise ZeroDivisionError("a mistake of ours")
+        return right(run, fact)
+
+    monkeypatch.setattr(runs, "step", step)
+    heard = told(lab, answered(lab, "c0"), runs.Progressed(lab.clock(), "c1"), answered(lab, "c2"))
+    assert {c for c, what, _ in heard if what == "STAGED"} == {"c0", "c2"}
+    (incident,) = lab.store.incidents(lab.run.id)
+    assert "a mistake of ours" in incident.message
+
+
+@pytest.mark.parametrize("point", ["store.begun", "store.written", "store.committed"])
+def test_after_a_write_that_may_have_happened_nothing_in_memory_is_used(lab, point):
+    lab.open()
+    with raising(point, StoreError("the database did not answer"), "turn"), pytest.raises(StoreError):
+        told(lab, answered(lab, "c0"))
+    assert not lab.ledger.sound
+    with pytest.raises(AssertionError, match="take the run up again"):
+        told(lab, answered(lab, "c1"))
+    again = Lab.take_up(lab.store, lab.row, clock=lab.clock)
+    assert ("c0" in again.run.round.update.heard) == (point == "store.committed")
+    again.close()
+    assert again.run.closed == 1
+
+
+def test_who_lost_the_run_says_nothing_from_memory(lab):
+    lab.open()
+    told(lab, answered(lab, "c0"))
+    successor = Lab.take_up(lab.store, lab.row, clock=lab.clock)
+    with pytest.raises(Superseded):  # a second answer changes nothing, so nothing would be written
+        told(lab, runs.Answered(lab.clock(), "c0", 1, "another digest"))
+    with pytest.raises(Superseded):
+        told(lab, answered(lab, "c1"))
+    successor.close()
+    assert successor.run.closed == 1
+
+
+def test_a_sum_for_which_there_is_no_room_leaves_everything_as_it_was(lab, monkeypatch):
+    lab.open()
+    items = [answered(lab, name) for name in lab.names]
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.store, "put", full)
+        with pytest.raises(StoreError, match="full"):
+            told(lab, *items)
+    assert lab.ledger.sound
+    assert ("c1", "COUNTED", 1) in told(lab, *items), "the same items, taken again"
+
+
+def test_an_outage_in_two_parts_moves_the_deadline_by_both(lab):
+    """The second process is killed before its take-up is stored: what it took must not count as owned."""
+    lab.open()
+    deadline, last = lab.run.round.update.deadline, lab.clock()
+    lab.clock.now += 100.0
+    with raising("store.begun", KeyboardInterrupt(), "turn"), pytest.raises(KeyboardInterrupt):
+        Lab.take_up(lab.store, lab.row, clock=lab.clock)
+    lab.clock.now += 10.0
+    again = Lab.take_up(lab.store, lab.row, clock=lab.clock)
+    assert again.run.round.update.deadline == deadline + 110.0
+    assert lab.clock() == last + 110.0
