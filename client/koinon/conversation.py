@@ -138,7 +138,8 @@ class Conversation:
 
     def _standing(self, standing: pb.Standing) -> None:
         self._links |= convert.links_from(standing.links)
-        reason = judge_standing(self._pin, convert.standing_from(standing), self._links)
+        where = convert.standing_from(standing)
+        reason = judge_standing(self._pin, where, self._links, self._settled)
         if reason:
             self._stay_away(reason)
             return

@@ -41,6 +41,8 @@ def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     if found is None:
         raise UsageError(f"--quota {text!r} is no size; write for example 500MB or 20GB")
+    if not float(found[1]):
+        raise UsageError(f"--quota {text!r} leaves no room for anything; leave it out to use all of the disk")
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 

@@ -21,6 +21,10 @@ from koinon_core.wire.v1 import fleet_pb2 as pb
 __all__ = ["Devices"]
 
 
+_MOST = (1 << 63) - 1  # what a database can hold
+_FAR = 1 << 20  # rounds by which a backup may be behind; what a device says beyond that is no round number
+
+
 class Devices:
     """The devices' side of a federation."""
 
@@ -45,7 +49,8 @@ class Devices:
     def join(self, connection: Connection, name: str, wait: bool = False) -> RunRow | None:
         """A device enters a run; None if there is none yet and it waits for it."""
         if wait and not any(name in (row.name, row.id) for row in self._fed.rows.values()):
-            self._awaiting.append((connection, name))
+            if (connection, name) not in self._awaiting:
+                self._awaiting.append((connection, name))
             return None
         row = self._fed.find(name)
         connection.runs.add(row.id)
@@ -61,18 +66,14 @@ class Devices:
         driver = self._driver(connection, run)
         if driver is not None:
             await self._remembers(driver, connection, max(settled, owes))
-        return convert.standing(run, *await self._fed.db(self._fed.store.standing, run, pinned))
+        return convert.standing(run, *await self._fed.db(self._fed.store.standing, run, min(pinned, _MOST)))
 
     async def _remembers(self, driver: Driver, connection: Connection, known: int) -> None:
         """Whether the device knows of every update of its that was counted."""
         client, now = connection.client, self._fed.clock()
         counted = await self._fed.db(self._fed.store.last_counted, driver.run.id, client)
         r = driver.run.round
-        if (
-            r is not None
-            and r.terms.round > self._fed.rows[driver.run.id].remembered
-            and client in r.update.heard
-        ):
+        if r is not None and r.terms.round > driver.run.remembered and client in r.update.heard:
             counted = max(counted, r.terms.round)  # or it is about to be
         if counted <= known:
             return
@@ -93,6 +94,8 @@ class Devices:
         """A device knows more of the run than this database does, and stays away."""
         driver = self._driver(connection, run)
         if driver is not None:
+            if round_ > driver.run.number + _FAR:
+                raise RemoteProtocolError(f"no device can have seen round {round_} of this run")
             now, client = self._fed.clock(), connection.client
             incident = Incident(now, client, driver.run.number, "AHEAD", f"stays away: {reason}")
             driver.tell(Item(runs.Ahead(now, client, round_), incident=incident))

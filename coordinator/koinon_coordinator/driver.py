@@ -17,9 +17,9 @@ from typing import TypeVar
 import structlog
 
 from koinon_coordinator.closing import Plan
-from koinon_coordinator.ledger import Item, Ledger, Said
+from koinon_coordinator.ledger import OPERATORS, Item, Ledger, Said
 from koinon_coordinator.roster import Roster
-from koinon_coordinator.store import BEAT, Store, Superseded
+from koinon_coordinator.store import BEAT, RefusedWrite, Store, Superseded
 from koinon_core import run as runs
 from koinon_core.errors import KoinonError, StoreError
 from koinon_core.failpoints import hit
@@ -101,8 +101,8 @@ class Driver:
                     raise self._superseded()
                 try:
                     await self._turn(items)
-                except Superseded:
-                    raise
+                except (Superseded, RefusedWrite):
+                    raise  # it is another's; or the run itself cannot be stored, and waiting mends nothing
                 except StoreError as error:
                     if self.ledger.sound:
                         await self._pause(items, error)
@@ -150,6 +150,7 @@ class Driver:
 
     async def _turn(self, items: list[Item]) -> None:
         self._send(await self.db(self.ledger.turn, items))
+        items.clear()  # they are stored, whatever becomes of the sum
         self.trouble = ""
         while self.ledger.folding:
             self._send(await self.db(self.ledger.turn, []))
@@ -187,12 +188,11 @@ class Driver:
         self._log.error("a turn was not stored; the run is rebuilt from the database", error=str(error))
         # Whoever is attached may have missed what that turn would have told them: they come back and say where they
         # are. What the operator wanted is not said again by itself.
-        operators = runs.Paused | runs.Resumed | runs.Cancelled | runs.Recovered
         bytes_down = self.ledger.bytes_down
         self.ledger, said = await self._read_again()
         self.ledger.bytes_down = bytes_down
         # What devices said before the take-up is older than it, and they say it again: it must not count from then.
-        wanted = [item for item in (*items, *self._waiting()) if isinstance(item.fact, operators)]
+        wanted = [item for item in (*items, *self._waiting()) if isinstance(item.fact, OPERATORS)]
         self.cut_off()
         self._send(said)
         for item in wanted:

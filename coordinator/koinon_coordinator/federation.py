@@ -73,6 +73,8 @@ class Federation:
         await self._read_rows()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            if self.store.shared:
+                self._later[""] = tasks.create_task(self._look_around())
             for row in self.rows.values():
                 if row.status in ("running", "paused"):
                     await self._take_up(row)
@@ -111,21 +113,51 @@ class Federation:
         except KoinonError as error:
             self._set_aside(row, error)
             return
+        except Exception as error:
+            _log.exception("a run cannot be read", run=row.name)
+            self._set_aside(
+                row, KoinonError(f"the run cannot be read: {error!r}; `koinon-coordinator db check`")
+            )
+            return
         self.aside.pop(row.id, None)
         self._drive(ledger, said)
 
     def _set_aside(self, row: RunRow, error: KoinonError) -> None:
         """A run that cannot be driven here: for good, or until another coordinator or the database lets go of it."""
-        _log.error("a run is set aside", run=row.name, reason=str(error), tried_again=passing(error))
+        if row.id not in self.aside:
+            _log.error("a run is set aside", run=row.name, reason=str(error), tried_again=passing(error))
         self.aside[row.id] = error
         if passing(error):
             assert self._tasks is not None
             self._later[row.id] = self._tasks.create_task(self._try_again(row))
 
+    async def _look_around(self) -> None:
+        """On a database that several coordinators share, runs appear that others created, and may be left to us."""
+        while True:
+            await asyncio.sleep(_AGAIN)
+            try:
+                found = await self.db(self.store.runs)
+            except StoreError:
+                continue  # its drivers say so already
+            for row in found:
+                if row.id in self.drivers or row.id in self.aside:
+                    continue
+                self.rows[row.id] = row
+                if row.status in ("running", "paused"):
+                    await self._take_up(row)
+
     async def _try_again(self, row: RunRow) -> None:
         await asyncio.sleep(_AGAIN)
         self._later.pop(row.id, None)
-        await self._take_up(row)
+        try:
+            row = self.rows[row.id] = await self.db(self.store.run, row.id)
+        except StoreError as error:
+            self._set_aside(row, error)
+            return
+        if row.status in ("running", "paused"):
+            await self._take_up(row)
+        else:
+            self.aside.pop(row.id, None)  # whoever drove it brought it to its end
 
     def _drive(self, ledger: Ledger, said: Iterable[Said] = ()) -> None:
         driver = Driver(self.store, ledger, self.roster, self.pool, self.clock, said)
@@ -147,8 +179,9 @@ class Federation:
             self.aside[driver.run.id] = reason
             driver.set_aside(reason)
         finally:
-            if driver.run.over:
-                await self._read_rows()  # before the driver goes: nobody may see the run as it was created
+            # Before the driver goes, and without the database: nobody may see the run as it was created.
+            ended = self.clock() if driver.run.over else None
+            self.rows[driver.run.id] = replace(self.current(self.rows[driver.run.id]), ended_at=ended)
             del self.drivers[driver.run.id], self._driving[driver.run.id]
             driver.wake()
 
@@ -168,7 +201,9 @@ class Federation:
             Ledger.create, self.store, plan, self.clock, uuid.uuid4().hex, version, contents
         )
         self._drive(ledger)
-        await self._read_rows()  # only now can devices find it: their offers need its driver
+        self.rows[ledger.run.id] = row_of(
+            ledger.run, self.clock()
+        )  # devices find it now: its driver is there
         for told in self.created:
             told(spec.name)
         _log.info("run created", run=spec.name, id=ledger.run.id)
@@ -187,10 +222,11 @@ class Federation:
         driver = self.drivers.get(row.id)
         if driver is None:
             return row
-        run = driver.run
+        run, (audit_number, audit_hash) = driver.run, driver.ledger.log_end
         return replace(
             row, status=run.status, reason=run.reason, kind=run.kind, number=run.number, closed=run.closed,
-            streak=run.streak, head=run.head, recovery=run.recovery, beyond=run.beyond,
+            streak=run.streak, head=run.head, recovery=run.recovery, beyond=run.beyond, remembered=run.remembered,
+            audit_number=audit_number, audit_hash=audit_hash,
         )  # fmt: skip
 
     def ended(self, run: str) -> RunRow | None:
@@ -275,6 +311,16 @@ class Federation:
             ) from None
         finally:
             driver.unwatch(changed)
+
+
+def row_of(run: Run, created_at: float) -> RunRow:
+    """The row of a run that was just created."""
+    return RunRow(
+        id=run.id, name=run.spec.name, spec=run.spec.encoded, status=run.status, reason=run.reason, kind=run.kind,
+        number=run.number, closed=run.closed, streak=run.streak, created_at=created_at, ended_at=None, head=run.head,
+        recovery=run.recovery, beyond=run.beyond, owner="", epoch=1, beat=created_at, audit_number=0, audit_hash="",
+        remembered=run.remembered,
+    )  # fmt: skip
 
 
 def passing(error: KoinonError) -> bool:

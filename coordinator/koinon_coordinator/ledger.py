@@ -18,8 +18,16 @@ import structlog
 
 from koinon_coordinator.closing import Closed, Plan, close_round
 from koinon_coordinator.retention import Kept
-from koinon_coordinator.store import Change, Incident, ModelVersion, RunRow, Store, Superseded, UpdateRow
-from koinon_coordinator.store.tx import RefusedWrite
+from koinon_coordinator.store import (
+    Change,
+    Incident,
+    ModelVersion,
+    RefusedWrite,
+    RunRow,
+    Store,
+    Superseded,
+    UpdateRow,
+)
 from koinon_core import audit
 from koinon_core import run as runs
 from koinon_core.errors import KoinonError, StoreError
@@ -31,7 +39,10 @@ from koinon_core.spec import RunSpec
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
-__all__ = ["Item", "Ledger", "Said"]
+__all__ = ["OPERATORS", "Item", "Ledger", "Said"]
+
+OPERATORS = runs.Paused | runs.Resumed | runs.Cancelled | runs.Recovered
+"""What comes from an operator, and is not said again by itself."""
 
 _log = structlog.get_logger("koinon.run")
 _INCIDENTS_EACH = 100  # kept of one device, from one start of the coordinator to the next
@@ -139,6 +150,11 @@ class Ledger:
         return self._book.version
 
     @property
+    def log_end(self) -> tuple[int, str]:
+        """Number and hash of the audit log's last entry."""
+        return self._book.entries, self._book.hash
+
+    @property
     def folding(self) -> bool:
         """Whether the open round waits for its sum, which the next turn takes."""
         return _folding(self.run) is not None
@@ -164,12 +180,14 @@ class Ledger:
     def _turn(self, items: Sequence[Item]) -> list[Said]:
         book = self._book.copy()
         change = self._change(book)
-        if _folding(book.run) is not None and not self._quick:
+        # What an operator wants must not wait for a sum, which may find no room: that has the next turn.
+        wanted = any(isinstance(item.fact, OPERATORS) for item in items)
+        if _folding(book.run) is not None and not self._quick and not wanted:
             items = [self._fold(book), *items]
         orders = self._step(book, change, items)
         # A small sum is taken before the commit, so that the last updates and the next model share one; a large one
         # in a turn of its own, because its updates should not wait that long to be durable.
-        while self._quick and _folding(book.run) is not None:
+        while self._quick and _folding(book.run) is not None and not wanted:
             orders += self._step(book, change, [self._fold(book)])
         return self._commit(book, change, orders)
 
@@ -229,7 +247,7 @@ class Ledger:
             book.run = first.run
             waiting.appendleft(self._opening())
         while waiting:
-            item = waiting.popleft()
+            item = _unchecked(book.run, waiting.popleft())
             before, moved = book.run, runs.step(book.run, item.fact)
             book.run = moved.run
             self._record(book, change, item, before, moved)
@@ -242,6 +260,9 @@ class Ledger:
                     self._close(book, change, order)
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
+            if moved.run.status != before.status:
+                about = {"status": moved.run.status, "reason": moved.run.reason}
+                self._enter(book, change, "status", about)
         return orders
 
     def _opening(self) -> Item:
@@ -268,8 +289,6 @@ class Ledger:
                 self._enter(book, change, "opened", about)
         if isinstance(item.fact, runs.Recovered):
             self._enter(book, change, "recovered", {"recovery": run.recovery, "beyond": run.beyond})
-        if run.status != before.status:
-            self._enter(book, change, "status", {"status": run.status, "reason": run.reason})
 
     def _attach(self, book: _Book, change: Change, item: Item) -> None:
         if item.update is not None:
@@ -425,12 +444,28 @@ def _read(store: Store, row: RunRow) -> _Book:
         id=row.id, spec=spec, model=version.digest, down=version.down, status=row.status,  # type: ignore[arg-type]
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]
         head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
-        beyond=row.beyond, round=rebuild(store.events(row.id, row.number)) if row.number else None,
+        beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluated(row.id, version.round),
+        round=rebuild(store.events(row.id, row.number)) if row.number else None,
     )  # fmt: skip
     kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
     open_ = run.round is not None and not run.round.over
     staged = {u.client: u for u in store.updates(row.id, row.number)} if open_ else {}
     return _Book(run, version, kept, staged, row.audit_number, row.audit_hash)
+
+
+def _unchecked(run: Run, item: Item) -> Item:
+    """An answer that came when none was wanted was not checked; if one is wanted by now, it is refused: nothing is
+    heard in a round that was not verified, and is not stored with it."""
+    fact = item.fact
+    if (
+        not isinstance(fact, runs.Answered)
+        or item.update is not None
+        or not run.wants(fact.client, fact.round)
+    ):
+        return item
+    reason = "refused: it was sent before it was asked for"
+    incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)
+    return Item(runs.Resigned(fact.at, fact.client, fact.round, "REFUSED", reason), incident=incident)
 
 
 def _folding(run: Run) -> Round | None:

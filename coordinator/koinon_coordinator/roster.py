@@ -13,6 +13,8 @@ from koinon_core.errors import Conflict
 
 __all__ = ["Connection", "Roster"]
 
+_MOST = 64 << 20
+"""Bytes that wait for one device at most."""
 _JOINED = 256 * 1024
 """No further message is joined to this many bytes."""
 
@@ -27,9 +29,15 @@ class Connection:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     runs: set[str] = field(default_factory=set)
+    _waiting: int = 0
 
     def send(self, message: bytes) -> None:
-        self.outbox.put_nowait(message)
+        """Queue a message. A device that does not take what it asked for is cut off, not remembered for ever."""
+        self._waiting += len(message)
+        if self._waiting > _MOST:
+            self.cut()
+        else:
+            self.outbox.put_nowait(message)
 
     async def next(self) -> bytes:
         """The next bytes for the stream: all messages that wait, joined. Empty where the stream ends."""
@@ -39,6 +47,7 @@ class Connection:
         while message is not None:
             parts.append(message)
             length += len(message)
+            self._waiting -= len(message)
             if self.outbox.empty() or length > _JOINED:
                 return b"".join(parts)
             message = self.outbox.get_nowait()

@@ -55,16 +55,23 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(entries: Iterable[Entry]) -> Report:
-    """Follow the chain from its first entry. Stops at the first entry that does not belong where it is."""
+def verify(entries: Iterable[Entry], ends: tuple[int, str] = (0, "")) -> Report:
+    """Follow the chain from its first entry. Stops at the first entry that does not belong where it is. `ends` is the
+    number and hash of an entry that must be in it: the last, as the run's own row says it."""
     report = Report()
     for entry in entries:
         problem = _follow(report, entry)
+        if entry.number == ends[0] and entry.hash != ends[1]:
+            problem = problem or "the run's own row knows another entry by this number"
         if problem:
             report.problems.append(f"entry {report.entries + 1}: {problem}")
             break
         report.entries, report.hash = entry.number, entry.hash
         report.heads.add(report.head)
+    if not report.problems and report.entries < ends[0]:
+        report.problems.append(
+            f"it ends after entry {report.entries}, and {ends[0]} were written; its end was cut off"
+        )
     return report
 
 

@@ -94,15 +94,17 @@ class Pin:
         )  # fmt: skip
 
 
-def judge_standing(pin: Pin, standing: Standing, links: Mapping[int, str]) -> str:
+def judge_standing(pin: Pin, standing: Standing, links: Mapping[int, str], settled: int = 0) -> str:
     """Why a coordinator that says this must not be followed; empty if its history goes on from the pin. `links` holds
-    every round that is over, from the pinned one on."""
+    every round that is over, from the pinned one on; `settled` is the last that the device knows to have counted it."""
     if not pin.round or standing.recovery > pin.recovery:
         return ""
     if standing.recovery < pin.recovery or standing.round < pin.round:
         return (
             f"this device was asked in round {pin.round}, and the coordinator knows {standing.round} rounds"
         )
+    if settled == pin.round and settled not in links:
+        return f"this device was counted in round {settled}, which the coordinator does not know to be over"
     if pin.head and walk(pin.head, links, pin.round, standing.round + 1) != standing.head:
         return f"the coordinator's history since round {pin.round} is not the one that this device saw"
     return ""

@@ -49,7 +49,7 @@ class RunSpec:
     patience        abandoned rounds in a row after which the run fails
     evaluate        whether the last model is evaluated by the devices too
     retention       how long updates, and the states that are needed to sum them again, are kept after their round:
-                    "keep", "none", or "N rounds"
+                    "keep", "none", or "N rounds" (evaluations and abandoned rounds are rounds too)
     models          the same for models; the newest is always kept
     config          the owner's own settings, handed to the devices as `task.config`
     """
@@ -73,7 +73,7 @@ class RunSpec:
     population: int | None = None
     patience: int = 5
     evaluate: bool = True
-    retention: str = "1 rounds"
+    retention: str = "2 rounds"
     models: str = "keep"
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -192,7 +192,7 @@ class RunSpec:
     def encoded(self) -> bytes:
         """Canonical JSON. What older versions do not know is left out where it says nothing."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return canonical({k: v for k, v in values.items() if _LATER.get(k) != v})
+        return canonical({k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]})
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -224,7 +224,7 @@ class RunSpec:
             raise UsageError(f"the run's config is incomplete: {error}") from error
 
 
-_LATER = {"retention": "1 rounds", "models": "keep"}
+_LATER = {"retention": "2 rounds", "models": "keep"}
 
 
 def _rounds_kept(name: str, policy: str) -> float:

@@ -9,6 +9,7 @@ from koinon_coordinator.store import Store, Superseded
 from koinon_core import failpoints
 from koinon_core import run as runs
 from koinon_core.errors import StoreError
+from koinon_core.update import Head
 from koinon_core.wire.v1 import fleet_pb2 as pb
 from lab import Lab, raising
 
@@ -143,3 +144,43 @@ def test_an_outage_in_two_parts_moves_the_deadline_by_both(lab):
     again = Lab.take_up(lab.store, lab.row, clock=lab.clock)
     assert again.run.round.update.deadline == deadline + 110.0
     assert lab.clock() == last + 110.0
+
+
+def test_an_answer_that_came_before_it_was_asked_for_is_refused_though_it_is_asked_for_now(lab):
+    """It was not verified, because nobody wanted it then: heard unchecked, it would fail the round for everybody."""
+    for name in lab.names[:2]:
+        told(lab, runs.Offered(lab.clock(), name))
+    early = runs.Answered(lab.clock(), "c2", 1, "junk")
+    heard = told(lab, runs.Offered(lab.clock(), "c2"), early)
+    assert ("c2", "NOT_COUNTED", 1) in heard
+    (incident,) = lab.store.incidents(lab.run.id)
+    assert (incident.client, "before it was asked for" in incident.message) == ("c2", True)
+    assert lab.run.round.stage == "update", "the others go on"
+
+
+def test_what_an_operator_wants_does_not_wait_for_a_sum(lab, monkeypatch):
+    lab.open()
+    items = [answered(lab, name) for name in lab.names]
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(lab.store, "put", full)
+    told(lab, *items, runs.Paused(lab.clock()))
+    assert lab.run.status == "paused"
+    assert lab.ledger.folding
+    with pytest.raises(StoreError):
+        told(lab)
+    told(lab, runs.Cancelled(lab.clock(), "enough"))
+    assert lab.run.status == "cancelled"
+
+
+def test_who_evaluated_is_known_after_a_restart(lab):
+    lab.open()
+    items = [answered(lab, name) for name in lab.names]
+    items = [
+        replace(i, update=replace(i.update, head=Head(examples=1, evaluation={"loss": 1.0}))) for i in items
+    ]
+    told(lab, *items)
+    assert lab.run.evaluators == 3
+    assert Lab.take_up(lab.store, lab.row, clock=lab.clock).run.evaluators == 3

@@ -272,3 +272,34 @@ def test_an_evaluation_expects_those_who_evaluated_and_gives_up_on_them_after_a_
     assert (ended.status, ended.round.reason) == ("finished", "waited in vain: 0 of at least 1 came")
     nobody = runs.step(run, runs.Folded(6.0, 1, "m1", "", "s", "x")).run
     assert nobody.status == "finished", "where nobody evaluates there is nothing to wait for"
+
+
+def test_a_backup_of_the_round_that_counted_the_device_is_older_than_the_device():
+    """Number and head are as the device saw them; that the round is over is not known there."""
+    pin = Pin().move(terms(2, "h1", incarnation="i"), 1)
+    standing = Standing(round=2, head="h1")
+    assert judge_standing(pin, standing, {}, settled=1) == ""
+    assert "counted in round 2" in judge_standing(pin, standing, {}, settled=2)
+    over = Standing(round=3, head=extend("h1", "l2"))
+    assert judge_standing(pin, over, {2: "l2"}, settled=2) == ""
+
+
+def test_a_device_that_follows_again_is_not_counted_among_those_that_stay_away():
+    run = runs.step(a_run(), runs.Ahead(2.0, "a", 9)).run
+    assert run.ahead == {"a": 9}
+    assert runs.step(run, runs.Offered(3.0, "a")).run.ahead == {}
+    assert runs.step(run, runs.Gone(3.0, "a")).run.ahead == {}
+
+
+def test_after_a_recovery_no_device_need_know_what_is_given_up():
+    run = runs.step(a_run(), runs.Ahead(2.0, "a", 9)).run
+    assert runs.step(run, runs.Recovered(3.0)).run.remembered == 1
+
+
+def test_a_log_whose_end_was_cut_off_is_not_what_the_run_says():
+    entries = log()
+    ends = entries[-1].number, entries[-1].hash
+    assert audit.verify(entries, ends).problems == []
+    (problem,) = audit.verify(entries[:-1], ends).problems
+    assert "it ends after entry 8, and 9 were written" in problem
+    assert audit.verify(entries, (4, "other")).problems

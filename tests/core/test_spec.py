@@ -191,9 +191,32 @@ def test_a_spec_comes_back_from_its_bytes(**values):
 
 
 def test_the_bytes_hold_every_key_once_and_sorted():
-    value = json.loads(spec().encoded)
+    whole = spec(retention="keep", models="none")
+    value = json.loads(whole.encoded)
     assert list(value) == sorted(f.name for f in fields(RunSpec))
-    assert value == asdict(spec())
+    assert value == asdict(whole)
+
+
+def test_what_an_older_version_does_not_know_is_left_out_where_it_says_nothing():
+    value = json.loads(spec().encoded)
+    assert not {"retention", "models"} & value.keys()
+    assert RunSpec.decode(spec().encoded) == spec()
+
+
+@pytest.mark.parametrize(
+    ("policy", "rounds"), [("keep", math.inf), ("none", 0), ("7 rounds", 7), ("1 round", 1), ("0 rounds", 0)]
+)
+def test_a_retention_is_a_number_of_rounds(policy, rounds):
+    assert spec(retention=policy).updates_kept == rounds
+    assert spec(models=policy).models_kept == rounds
+
+
+@pytest.mark.parametrize("policy", ["", "all", "-1 rounds", "3", "3 days", "9999999999 rounds"])
+def test_any_other_retention_is_refused_by_name(policy):
+    with pytest.raises(
+        UsageError, match=r"retention = .* must be 'keep', 'none', or for example '10 rounds'"
+    ):
+        spec(retention=policy)
 
 
 def test_a_spec_is_not_changed_once_it_is_checked():

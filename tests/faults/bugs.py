@@ -475,14 +475,6 @@ BUGS = (
         seed=76,
     ),
     Bug(
-        name="asked-before-it-looked-into-its-memory",
-        breaks="a device knows what it has sent before it takes new work",
-        file=f"{_CLIENT}/conversation.py",
-        old="        if not self._clear:\n            return  # before this device",
-        new="        if False:\n            return  # before this device",
-        seed=91,
-    ),
-    Bug(
         name="only-those-who-offered-are-cut-off",
         breaks="nobody hangs on a coordinator that lost the run",
         file=f"{_COORDINATOR}/driver.py",

@@ -107,7 +107,9 @@ class Gadget:
             return
         federation, part = self.stream.house.federation, Part(answer.run, answer.round, self.name)
         with suppress(KoinonError):  # the answer's receipt says what was wrong
-            federation.may_upload(self.stream.connection, answer.run, answer.round, len(blob))
+            self.stream.house.fleet.devices.may_upload(
+                self.stream.connection, answer.run, answer.round, len(blob)
+            )
             incoming = federation.store.uploads.receive(part, answer.update.digest, len(blob))
             if incoming is not None:
                 with incoming:
@@ -136,6 +138,9 @@ class Gadget:
 
     def entered(self) -> None:
         self.talk.offered()
+
+    def stays_away(self, reason: str) -> None:
+        """The law has said what it thinks of that already, when the coordinator was told."""
 
     def refused(self, error: KoinonError) -> None:
         self.world.laws.refused(self, error)

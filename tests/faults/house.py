@@ -65,7 +65,7 @@ _one = _OneEngine()
 def open_store(db: Path, data: Path) -> Store:
     """A store on a copy of the template, which needs no migration."""
     with patch.object(tx, "make", _one.make), patch.object(schema, "upgrade"):
-        return Store(f"sqlite:///{db}", data)
+        return Store(f"sqlite:///{db}", data, alone=False)
 
 
 class House:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ def _worlds(bug: Bug) -> list[int]:
 class _Planter:
     """One process that plants all bugs at once, and a line from it for each."""
 
-    def __init__(self, bugs: list[Bug]) -> None:
+    def __init__(self, bugs: list[Bug], seeds: list[int] | None = None) -> None:
         told = [
-            {"name": b.name, "file": b.file, "old": b.old, "new": b.new, "seeds": _worlds(b)} for b in bugs
+            {"name": b.name, "file": b.file, "old": b.old, "new": b.new, "seeds": seeds or _worlds(b)}
+            for b in bugs
         ]
         command = [sys.executable, _HERE / "plant.py", _HERE.parent.parent, str(_WORKERS)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -66,6 +68,16 @@ def test_a_planted_bug_is_caught(bug: Bug, planter: _Planter) -> None:
         f"nothing notices that {bug.breaks}: {found['law'] or 'every law holds'}"
     )
     print(f"{bug.name}: world {found['seed']}: {found['law']}")
+
+
+def test_where_nothing_is_planted_nothing_is_caught() -> None:
+    """What catches them is the laws, and not a simulation that is broken itself."""
+    control = replace(BUGS[0], name="none", new=BUGS[0].old)
+    planter = _Planter([control], sorted({bug.seed for bug in BUGS}))
+    try:
+        assert planter.found(control)["seed"] is None, planter.found(control)["law"]
+    finally:
+        planter.close()
 
 
 def test_no_two_have_one_name() -> None:

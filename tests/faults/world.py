@@ -103,7 +103,7 @@ class World:
             clients=clients, population=n, codec="raw", max_examples=1,
             bound=2.0**40, max_clients=8, deadline=deadline, lease=dice.choice([6.0, 20.0]),
             join_wait=dice.choice([0.0, 2.0]), over_selection=more, patience=10_000, evaluate=False,
-            retention=dice.choice(["none", "1 rounds", "3 rounds", "keep"]), models=dice.choice(["keep", "none"]),
+            retention=dice.choice(["none", "2 rounds", "3 rounds", "keep"]), models=dice.choice(["keep", "none"]),
         )  # fmt: skip
         self.n = n
         self.laws = Laws(self)

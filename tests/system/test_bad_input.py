@@ -255,7 +255,7 @@ def test_an_evaluation_that_brings_bytes_along_is_refused(coordinator: Coordinat
     with Device(coordinator.address) as device:
         run_id = device.join(run)
         device.say(offer=pb.Offer(run=run_id, evaluates=True))
-        device.answer(device.asked(), GOOD)
+        device.answer(device.asked(), GOOD, head={"evaluation": {"loss": 1.0}, "evaluation_examples": 1})
         assert device.hear("receipt").verdict == pb.VERDICT_STAGED
         device.say(offer=pb.Offer(run=run_id, evaluates=True))
         device.answer(

@@ -214,7 +214,7 @@ def test_a_sum_for_which_there_is_no_room_waits_and_says_so(
             assert "of the 3300000 bytes that --quota allows" in waiting
             (r,) = operator.get(run.name).rounds
             # A small sum shares its commit with the last update, which then waits at its device.
-            assert sorted(p.status for p in r.participants) in (["asked", "staged"], ["staged", "staged"])
+            assert {p.status for p in r.participants} <= {"asked", "staged"}, "and nobody is given up"
         coordinator.stop()
         coordinator._arguments = ("--quota", "20MB")
         coordinator.start()

@@ -79,10 +79,10 @@ class FlakyStore(Store):
 
     def write(self, change):
         self.writes += 1
-        if self.writes % 7 == 3:
+        if self.writes % 17 == 3:
             raise StoreError("the disk said no")
         super().write(change)
-        if self.writes % 7 == 5:
+        if self.writes % 17 == 11:
             raise StoreError("the answer got lost, but it was written")
 
 

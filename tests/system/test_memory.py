@@ -10,6 +10,7 @@ import koinon
 from hostile import Device, until
 from koinon.operator import Operator
 from koinon_core.errors import Conflict
+from koinon_core.wire.v1 import fleet_pb2 as pb
 
 
 def work(session: koinon.Session, rounds: int) -> None:
@@ -161,3 +162,13 @@ def test_a_later_start_takes_its_place_at_once(coordinator):
                 Device(coordinator.address, "a", instance="same", boot=1).__enter__()
             with pytest.raises(Conflict, match="attached already, from another process"):
                 Device(coordinator.address, "a", instance="other", boot=9).__enter__()
+
+
+def test_no_device_makes_a_run_skip_to_absurd_numbers(coordinator):
+    scaffold(coordinator)
+    with Device(coordinator.address, "liar") as liar, Operator(coordinator.address) as operator:
+        run = liar.join("r")
+        liar.say(ahead=pb.Ahead(run=run, round=(1 << 63) - 2, reason="I have seen it all"))
+        assert "no device can have seen" in liar.hear("trouble").message
+        with pytest.raises(Conflict, match="nothing to recover"):
+            operator.control("r", "recover")

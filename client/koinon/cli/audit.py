@@ -8,7 +8,7 @@ from rich.table import Table
 from koinon.cli.output import Address, AsJson, console, moment, print_json
 from koinon.operator import Operator
 from koinon_core import audit
-from koinon_core.errors import RunEnded, StoreError
+from koinon_core.errors import NotFound, StoreError
 
 __all__ = ["app"]
 
@@ -64,10 +64,11 @@ def verify(
         names = [name] if name else [run.name for run in operator.runs()]
         reports = {}
         for one in names:
-            head = operator.get(one).head  # first: the log may grow while it is read
-            reports[one] = report = audit.verify(operator.audit(one))
-            if not report.problems and head and head not in report.heads:
-                report.problems.append("the run's own head is not in its log; entries were cut off its end")
+            got = operator.get(one)  # first: the log may grow while it is read
+            ends = got.audit_number, got.audit_hash
+            reports[one] = report = audit.verify(operator.audit(one), ends)
+            if not report.problems and got.head and got.head not in report.heads:
+                report.problems.append("the run's own head is not in its log")
     if json:
         print_json(
             {
@@ -104,4 +105,4 @@ def replay(
     if any(s.verdict == "mismatch" for s in found):
         raise StoreError("a round does not come out as it was: its updates or its model were changed")
     if not found:
-        raise RunEnded(f"run {name!r} has no closed round{f' {round_}' if round_ else ''} to replay")
+        raise NotFound(f"run {name!r} has no closed round{f' {round_}' if round_ else ''} to replay")

@@ -71,13 +71,15 @@ class Runs:
         rounds = await federation.rounds(row.id)
         incidents = await federation.db(federation.store.incidents, row.id)
         version = await federation.db(federation.store.latest_model, row.id)
+        now = federation.current(row)
         return runs_pb2.GetResponse(
             run=self._info(row), spec=row.spec, rounds=[_round(r) for r in rounds],
             incidents=[
                 runs_pb2.Incident(at=i.at, client=i.client, round=i.round, code=i.code, message=i.message)
                 for i in incidents
             ],
-            attached=federation.attached(row.id), model_digest=version.digest, head=federation.current(row).head,
+            attached=federation.attached(row.id), model_digest=version.digest, head=now.head,
+            audit_number=now.audit_number, audit_hash=now.audit_hash,
         )  # fmt: skip
 
     async def watch(

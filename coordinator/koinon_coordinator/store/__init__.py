@@ -15,9 +15,10 @@ from koinon_coordinator.store.changes import (
 from koinon_coordinator.store.face import Store
 from koinon_coordinator.store.owners import BEAT, Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
+from koinon_coordinator.store.tx import RefusedWrite
 from koinon_coordinator.store.uploads import Part
 
 __all__ = [
-    "BEAT", "Change", "Held", "Incident", "ModelVersion", "Part", "RoundRow", "RunRow", "Scrub", "Store", "Superseded",
-    "UpdateRow",
+    "BEAT", "Change", "Held", "Incident", "ModelVersion", "Part", "RefusedWrite", "RoundRow", "RunRow", "Scrub",
+    "Store", "Superseded", "UpdateRow",
 ]  # fmt: skip

@@ -248,6 +248,7 @@ def _standing(run: Run) -> dict[str, Any]:
     return {
         "status": run.status, "reason": run.reason, "kind": run.kind, "number": run.number,
         "closed": run.closed, "streak": run.streak, "head": run.head, "recovery": run.recovery, "beyond": run.beyond,
+        "remembered": run.remembered,
     }  # fmt: skip
 
 

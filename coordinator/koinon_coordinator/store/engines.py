@@ -53,7 +53,7 @@ def checked(text: str) -> URL:
     except (ArgumentError, ValueError):
         raise StoreError(
             "what --db says is not a database this coordinator can use: it cannot be read as a URL; write for "
-            "example sqlite:///koinon.db or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+            "example sqlite:///koinon.db or postgresql+psycopg://USER@HOST/NAME"
         ) from None
     if "@" in (url.host or ""):
         raise StoreError("--db has a '@' too many; write the one in its password as %40") from None
@@ -61,7 +61,7 @@ def checked(text: str) -> URL:
     if driver is None:
         raise StoreError(
             f"--db {url.drivername}://... is not a database this coordinator can use; write for example "
-            "sqlite:///koinon.db or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+            "sqlite:///koinon.db or postgresql+psycopg://USER@HOST/NAME"
         )
     return url.set(drivername=driver)
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import NoResultFound
 from koinon_coordinator.store import changes, owners, queries, schema
 from koinon_coordinator.store.blobs import Blobs
 from koinon_coordinator.store.changes import Change, Incident, ModelVersion, UpdateRow
-from koinon_coordinator.store.folder import Folder
+from koinon_coordinator.store.folder import Folder, lock
 from koinon_coordinator.store.owners import Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
 from koinon_coordinator.store.tx import Database
@@ -40,14 +40,20 @@ _PAGE = 500
 
 class Store:
     """Opens (and migrates) the database at `url`, with blobs in `folder` or beside an SQLite file. `quota` is the
-    most bytes that the folder may hold."""
+    most bytes that the folder may hold. With `alone`, an SQLite file that another coordinator uses is refused, whatever
+    folder that has."""
 
-    def __init__(self, url: str, folder: Path | None = None, quota: int | None = None):
+    def __init__(self, url: str, folder: Path | None = None, quota: int | None = None, *, alone: bool = True):
         self.database = Database(url)
         file = self.database.url.database
         if folder is None and (self.database.url.get_backend_name() != "sqlite" or not file):
             raise StoreError("--data must name the folder for blobs where the database is no SQLite file")
-        self.folder = Folder(folder or Path(f"{file}.blobs"), quota)
+        self._alone = lock(Path(f"{file}.lock")) if alone and not self.shared else None
+        try:
+            self.folder = Folder(folder or Path(f"{file}.blobs"), quota)
+        except BaseException:
+            self._let_go()
+            raise
         self.blobs, self.uploads = Blobs(self.folder), Uploads(self.folder)
         self._small: OrderedDict[str, bytes] = OrderedDict()
         try:
@@ -59,6 +65,11 @@ class Store:
     def close(self) -> None:
         self.database.close()
         self.folder.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._alone is not None:
+            self._alone.close()
 
     @property
     def shared(self) -> bool:
@@ -181,7 +192,7 @@ class Store:
 
     def run(self, run: str) -> RunRow:
         """One run by its id."""
-        found = next((row for row in self.runs() if row.id == run), None)
+        found = self._read("run", partial(queries.run_row, run=run))
         if found is None:
             raise StoreError(f"run {run} is no longer in the run database; restore it from a backup")
         return found
@@ -199,7 +210,12 @@ class Store:
             raise damaged(update.client)
         data = update.data
         if data is None and update.size:
-            return self.uploads.window(Part(run, update.round, update.client), update.digest)
+            part = Part(run, update.round, update.client)
+            if not self.uploads.has(part, update.digest):
+                raise damaged(
+                    update.client
+                )  # the round is abandoned by name, and does not wait for what is gone
+            return self.uploads.window(part, update.digest)
         known = data or b""
         if update.size and sha256(known) != update.digest:
             raise damaged(update.client)
@@ -219,6 +235,10 @@ class Store:
 
     def verdict(self, run: str, round_: int, client: str) -> tuple[Verdict, str]:
         return self._read("verdict", partial(queries.verdict, run=run, round_=round_, client=client))
+
+    def evaluated(self, run: str, round_: int) -> int:
+        """How many of the updates that a round counted had evaluated its model."""
+        return self._read("evaluated", partial(queries.evaluated, run=run, round_=round_))
 
     def last_counted(self, run: str, client: str) -> int:
         return self._read("last counted", partial(queries.last_counted, run=run, client=client))

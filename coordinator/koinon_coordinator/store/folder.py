@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from koinon_core.errors import StoreError
 from koinon_core.failpoints import hit
 
-__all__ = ["Folder", "disk", "name_file", "sync_folder"]
+__all__ = ["Folder", "disk", "lock", "name_file", "sync_folder"]
 
 _RESERVE = 64 << 20
 """Bytes of the file system that uploads leave free: a database on it must still be able to say that it is full."""
@@ -29,16 +30,9 @@ class Folder:
         self._counting = threading.Lock()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = (root / "lock").open("wb")
         except OSError as error:
             raise StoreError(f"the blobs' folder {root} cannot be made: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise StoreError(
-                f"another coordinator uses {root} and its database; stop it first, or name another --db"
-            ) from None
+        self._lock = lock(root / "lock")
         self.owner = self._owner()
         self.used = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
 
@@ -87,6 +81,20 @@ class Folder:
                 return
         self.note(-nbytes)
         hit("blob.removed", path.name)
+
+
+def lock(path: Path) -> BinaryIO:
+    """The lock at `path`, held until it is closed; StoreError if another process has it."""
+    with disk(path):
+        held = path.open("wb")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise StoreError(
+            f"another coordinator uses {path.parent} and its database; stop it first, or name another --db"
+        ) from None
+    return held
 
 
 def name_file(temporary: Path, final: Path, fd: int) -> None:

@@ -86,6 +86,21 @@ def run_rows(tx: Connection) -> list[RunRow]:
     ]
 
 
+def run_row(tx: Connection, run: str) -> RunRow | None:
+    """One run."""
+    table = rows_of(models.Run)
+    row = tx.execute(select(table).where(table.c.id == run)).one_or_none()
+    return RunRow(**row._mapping) if row else None
+
+
+def evaluated(tx: Connection, run: str, round_: int) -> int:
+    """How many of the updates that a round counted had evaluated the model that it began with."""
+    u, p = rows_of(models.Update).c, rows_of(models.Participant).c
+    mine = (p.run == u.run) & (p.round == u.round) & (p.client == u.client) & (p.status == "counted")
+    heads = tx.execute(select(u.head).where(u.run == run, u.round == round_, mine)).scalars()
+    return sum(bool(head["evaluation"]) for head in heads)
+
+
 def events(tx: Connection, run: str, round_: int) -> list[Event]:
     """The stored events of a round, in order."""
     table = rows_of(models.Event).c

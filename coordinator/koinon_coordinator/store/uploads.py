@@ -24,6 +24,9 @@ from koinon_core.failpoints import hit
 __all__ = ["Part", "Uploads", "damaged", "update_path"]
 
 
+_TRIES = 4  # different updates of one device's part that may lie here; one that was damaged on its way is sent anew
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One device's part in one round: what an upload is for."""
@@ -92,6 +95,8 @@ class Uploads:
                     self._folder.remove(left)
             if path.exists():
                 return None
+            if len(list(path.parent.glob(f"{path.name.partition('-')[0]}-*"))) >= _TRIES:
+                raise BadBlob(f"this device has uploaded {_TRIES} updates for one round, and may hand in one")
             self._folder.make_room(size - (partial.stat().st_size if partial.exists() else 0))
             path.parent.mkdir(parents=True, exist_ok=True)
             incoming = Incoming(self._folder, partial, path, digest, size, self._found_whole)

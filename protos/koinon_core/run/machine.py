@@ -58,7 +58,8 @@ class Run:
     `closed` counts rounds that made a model, `streak` those abandoned in a row. `head` is its history after the last
     round that is over, `links` the newest of its links by round. `ahead` names devices that have seen more than this
     database knows; `beyond` is a number that no new round may have, nor any below. `evaluators` evaluated in the last
-    round that was summed; `returning` were in the round when the run was taken up, and are expected back.
+    round that was summed; `returning` were in the round when the run was taken up, and are expected back. Of rounds up
+    to `remembered` no device need know.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Run:
     evaluators: int = 0
     returning: int = 0
     beyond: int = 0
+    remembered: int = 0
     ahead: Mapping[str, int] = field(default_factory=dict)
     round: Round | None = None
     devices: Mapping[str, Standing] = field(default_factory=dict)
@@ -154,7 +156,9 @@ def step(run: Run, fact: Fact) -> Moved:
         case Offered():
             return _offered(run, fact)
         case Gone(at, client):
-            run = replace(run, devices={c: s for c, s in run.devices.items() if c != client})
+            run = _follows(
+                replace(run, devices={c: s for c, s in run.devices.items() if c != client}), client
+            )
             in_joined = run.round is not None and run.round.stage == "joined"
             return _feed(run, events.Left(at, client, "GONE")) if in_joined else Moved(run)
         case Progressed(at, client):
@@ -231,7 +235,7 @@ def _renew(run: Run, client: str, at: float) -> Run:
 
 
 def _offered(run: Run, fact: Offered) -> Moved:
-    run = _renew(run, fact.client, fact.at)
+    run = _follows(_renew(run, fact.client, fact.at), fact.client)
     standing = Standing(ready=True, evaluates=fact.evaluates)
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
@@ -281,10 +285,18 @@ def _taken_up(run: Run, fact: TakenUp) -> Moved:
     return _feed(replace(run, leases=leases), events.TakenUp(fact.at, fact.away))
 
 
+def _follows(run: Run, client: str) -> Run:
+    """A device that is gone, or offers itself again, is not one that stays away."""
+    if client not in run.ahead:
+        return run
+    return replace(run, ahead={c: n for c, n in run.ahead.items() if c != client})
+
+
 def _recovered(run: Run, fact: Recovered) -> Moved:
     """The open round, which some devices know otherwise, is abandoned; the next one's number is new to everybody."""
     beyond = max(fact.beyond, run.number, *run.ahead.values())
-    run = replace(run, recovery=run.recovery + 1, beyond=beyond, ahead={})
+    # And what devices remember of the history that is given up, they may forget.
+    run = replace(run, recovery=run.recovery + 1, beyond=beyond, ahead={}, remembered=run.number)
     if run.round is None or run.round.over:
         return start(run)
     # A run that is cancelled neither counts the end of its round nor opens another.

@@ -63,7 +63,7 @@ class GetRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class GetResponse(_message.Message):
-    __slots__ = ("run", "spec", "rounds", "incidents", "attached", "model_digest", "head")
+    __slots__ = ("run", "spec", "rounds", "incidents", "attached", "model_digest", "head", "audit_number", "audit_hash")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,8 @@ class GetResponse(_message.Message):
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_HASH_FIELD_NUMBER: _ClassVar[int]
     run: RunInfo
     spec: bytes
     rounds: _containers.RepeatedCompositeFieldContainer[RoundInfo]
@@ -78,7 +80,9 @@ class GetResponse(_message.Message):
     attached: _containers.RepeatedScalarFieldContainer[str]
     model_digest: str
     head: str
-    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., spec: _Optional[bytes] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ..., incidents: _Optional[_Iterable[_Union[Incident, _Mapping]]] = ..., attached: _Optional[_Iterable[str]] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ...) -> None: ...
+    audit_number: int
+    audit_hash: str
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., spec: _Optional[bytes] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ..., incidents: _Optional[_Iterable[_Union[Incident, _Mapping]]] = ..., attached: _Optional[_Iterable[str]] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., audit_number: _Optional[int] = ..., audit_hash: _Optional[str] = ...) -> None: ...
 
 class RoundInfo(_message.Message):
     __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head")

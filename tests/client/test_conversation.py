@@ -1,0 +1,139 @@
+"""The conversation of a device with one run, message by message, without a thread or a network."""
+
+import numpy as np
+import pytest
+
+import koinon
+import toy
+from koinon.conversation import Conversation
+from koinon.outbox import MemoryOutbox, Sent
+from koinon_core.errors import StoreError
+from koinon_core.history import Standing, extend
+from koinon_core.round.terms import Terms
+from koinon_core.strategy.runner import Prepared
+from koinon_core.update import Head
+from koinon_core.wire import convert
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+SPEC = koinon.Run("r", model={"x": np.zeros(1)}, rounds=3).spec
+
+
+class Owner:
+    """Notes what it is told."""
+
+    evaluates = False
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object]] = []
+
+    def __getattr__(self, kind: str):
+        return lambda *about: self.told.append((kind, about))
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.told]
+
+
+class Talk:
+    """A conversation, and what it says."""
+
+    def __init__(self, outbox=None) -> None:
+        self.owner, self.said, self.updates = Owner(), [], []
+        self.one = Conversation(
+            "a", "r", outbox or MemoryOutbox(), self.owner, self.said.append,
+            lambda answer, blob: self.updates.append((answer.round, blob)),
+        )  # fmt: skip
+
+    def hear(self, **message) -> None:
+        self.one.heard(pb.CoordinatorMessage(**message))
+
+    def join(self, where: Standing = Standing(round=1, head="h0"), links=None) -> "Talk":  # noqa: B008 - frozen
+        self.one.connected()
+        self.hear(joined=pb.Joined(run="id", spec=SPEC.encoded))
+        self.one.heard(convert.standing("id", where, links or {}))
+        return self
+
+    def ask(self, number: int = 1, epoch: int = 1, **terms) -> Terms:
+        asked = toy.terms(number, head="h0", **terms)
+        self.hear(ask=pb.Ask(run="id", round=number, terms=asked.encoded, epoch=epoch))
+        return asked
+
+    def submit(self) -> None:
+        self.one.submitted(Prepared(b"bytes", "digest", Head(examples=1), {}, 0.0))
+
+    def receipt(self, number: int, verdict: int) -> None:
+        self.hear(receipt=pb.Receipt(run="id", round=number, verdict=verdict))
+
+
+def kinds(talk: Talk) -> list[str]:
+    return [m.WhichOneof("says") for m in talk.said]
+
+
+def test_nothing_is_offered_or_begun_before_the_runs_standing_is_known():
+    talk = Talk()
+    talk.one.connected()
+    talk.hear(joined=pb.Joined(run="id", spec=SPEC.encoded))
+    talk.ask()
+    talk.one.offered()
+    assert kinds(talk) == ["join", "recall"]
+    assert talk.owner.kinds() == []
+    talk.one.heard(convert.standing("id", Standing(round=1, head="h0"), {}))
+    assert kinds(talk)[2:] == ["offer"], "which brings the Ask again"
+    assert talk.owner.kinds() == ["entered"]
+
+
+def test_an_owner_of_an_earlier_epoch_is_not_answered():
+    talk = Talk().join()
+    talk.one.offered()
+    talk.ask(1, epoch=5)
+    talk.one.gave_up("DECLINED", "")
+    talk.one.offered()
+    talk.ask(1, epoch=4)
+    assert talk.owner.kinds().count("begin") == 1
+    talk.ask(1, epoch=5)
+    assert talk.owner.kinds().count("begin") == 2
+
+
+def test_an_update_is_kept_before_it_is_sent_and_sent_again_until_its_fate_is_known():
+    outbox = MemoryOutbox()
+    talk = Talk(outbox).join()
+    talk.one.offered()
+    talk.ask()
+    talk.submit()
+    assert outbox.enter("id").sent is not None
+    assert talk.updates == [(1, b"bytes")]
+    talk.receipt(1, pb.VERDICT_STAGED)
+    talk.join(Standing(round=1, head="h0"))
+    assert talk.updates == [(1, b"bytes")] * 2, "STAGED is not a fate"
+    talk.receipt(1, pb.VERDICT_COUNTED)
+    link = "aa" * 32
+    talk.join(Standing(round=2, head=extend("h0", link)), {1: link})
+    assert "stays_away" not in talk.owner.kinds()
+    assert talk.updates == [(1, b"bytes")] * 2, "and that it was counted is one"
+
+
+def test_what_cannot_be_kept_is_not_sent(monkeypatch):
+    outbox = MemoryOutbox()
+    talk = Talk(outbox).join()
+    talk.one.offered()
+    talk.ask()
+
+    def full(run: str, sent: Sent) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(outbox, "keep", full)
+    with pytest.raises(StoreError):
+        talk.submit()
+    assert talk.updates == []
+    talk.one.gave_up("FAILED", "the disk is full")
+    assert kinds(talk)[-1] == "leave"
+
+
+def test_the_runs_end_is_told_after_the_fate_of_the_last_update():
+    talk = Talk().join()
+    talk.one.offered()
+    talk.ask()
+    talk.submit()
+    talk.hear(ended=pb.Ended(run="id", status="finished"))
+    assert "ended" not in talk.owner.kinds()
+    talk.receipt(1, pb.VERDICT_COUNTED)
+    assert talk.owner.kinds()[-2:] == ["settled", "ended"]
