@@ -446,7 +446,7 @@ class GrpcLink:
 
     def _begin_close(self) -> None:
         self._closing.set()
-        if not self._online.is_set() and self._channel is not None:
+        if not self._worked_from and self._channel is not None:
             # Connecting, or nobody there: nothing is on its way that could still be said.
             self._loop.create_task(self._channel.close())
 

@@ -278,7 +278,7 @@ class Federation:
         wanted = {"pause": ("paused",), "resume": ("running", "finished"), "cancel": ("cancelled",)}[verb]
         if driver.run.status not in wanted:
             await self._until(driver, facts[verb], lambda run: run.status in wanted)
-        return self.current(row)
+        return self.current(self.rows[row.id])
 
     async def _recover(self, driver: Driver, row: RunRow, beyond: int) -> RunRow:
         run = driver.run
@@ -294,7 +294,7 @@ class Federation:
             connection = self.roster.get(client)
             if connection is not None:
                 connection.cut()
-        return self.current(row)
+        return self.current(self.rows[row.id])
 
     async def _until(self, driver: Driver, fact: runs.Fact, done: Callable[[Run], bool]) -> None:
         """Tell the driver, and wait until that is stored."""

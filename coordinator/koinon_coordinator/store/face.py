@@ -48,6 +48,11 @@ class Store:
         file = self.database.url.database
         if folder is None and (self.database.url.get_backend_name() != "sqlite" or not file):
             raise StoreError("--data must name the folder for blobs where the database is no SQLite file")
+        parent = Path(str(file)).parent
+        if not self.shared and not parent.is_dir():
+            raise StoreError(
+                f"the run database {self.database} cannot be used: there is no folder {parent}; make it, or name another"
+            )
         self._alone = lock(Path(f"{file}.lock")) if alone and not self.shared else None
         try:
             self.folder = Folder(folder or Path(f"{file}.blobs"), quota)
