@@ -51,7 +51,7 @@ class Store:
         parent = Path(str(file)).parent
         if not self.shared and not parent.is_dir():
             raise StoreError(
-                f"the run database {self.database} cannot be used: there is no folder {parent}; make it, or name another"
+                f"the run database {self.database} cannot be used: there is no folder {parent}; make it first"
             )
         self._alone = lock(Path(f"{file}.lock")) if alone and not self.shared else None
         try:
