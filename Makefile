@@ -64,7 +64,8 @@ bench: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.faults --rounds 1000000
-	$(BIN)/pytest --timeout=14400 tests/soak
+	$(BIN)/pytest tests/soak/kill.py -s
+	$(BIN)/python -m tests.soak.resume
 
 proto: $(PROTO_VENV)/.ready
 	PROTO_PYTHON=$(abspath $(PROTO_VENV))/bin/python sh deploy/protos.sh
