@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 
 from koinon_coordinator.ledger import Item
+from koinon_coordinator.roster import Connection
 from koinon_coordinator.store import Store, Superseded
 from koinon_core import failpoints
 from koinon_core import run as runs
-from koinon_core.errors import StoreError
+from koinon_core.errors import BadBlob, StoreError
 from koinon_core.update import Head
 from koinon_core.wire.v1 import fleet_pb2 as pb
-from lab import Lab, raising
+from lab import LARGE, Lab, raising
 
 
 @pytest.fixture
@@ -184,3 +185,37 @@ def test_who_evaluated_is_known_after_a_restart(lab):
     told(lab, *items)
     assert lab.run.evaluators == 3
     assert Lab.take_up(lab.store, lab.row, clock=lab.clock).run.evaluators == 3
+
+
+def test_an_update_whose_file_is_gone_costs_the_round_by_name_and_nobody_waits_for_it(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'koinon.db'}")
+    lab = Lab.create(store, size=LARGE).open()
+    first = lab.update("c0")
+    lab.turn(Item(runs.Answered(lab.clock(), "c0", 1, first.digest), update=first))
+    store.uploads.path(lab.part("c0"), first.digest).unlink()
+    lab.close()
+    assert (lab.run.number, lab.run.closed) == (2, 0)
+    (incident,) = store.incidents(lab.run.id)
+    assert "c0" in incident.message
+    store.close()
+
+
+def test_one_device_cannot_fill_the_folder_with_updates_of_one_round(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'koinon.db'}")
+    lab = Lab.create(store, size=LARGE).open()
+    for i in range(4):
+        lab.upload("c0", bytes([i]) * 100_000)
+    with pytest.raises(BadBlob, match="has uploaded 4 updates for one round"):
+        lab.upload("c0", b"9" * 100_000)
+    lab.upload("c1", b"9" * 100_000)  # the others may
+    store.close()
+
+
+def test_a_device_that_takes_nothing_of_what_it_asks_for_is_cut_off():
+    connection = Connection("a", "instance")
+    piece = bytes(1 << 20)
+    for _ in range(80):
+        connection.send(piece)
+    queued = [connection.outbox.get_nowait() for _ in range(connection.outbox.qsize())]
+    assert None in queued, "the stream ends"
+    assert len([m for m in queued if m]) == 64
