@@ -65,6 +65,7 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.faults --rounds 1000000
 	$(BIN)/pytest tests/soak/kill.py -s
+	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests/core tests/coordinator/test_collecting.py tests/client/test_outbox.py --timeout 7200
 	$(BIN)/python -m tests.soak.resume
 
 proto: $(PROTO_VENV)/.ready

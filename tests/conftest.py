@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, settings
 import postgres as servers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No test is about speed: a busy machine must not fail one.
+# No test is about speed: a busy machine must not fail one. A change is judged on the same examples as the one before
+# it; `make soak` draws new ones, and more.
 settings.register_profile(
-    "koinon", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "koinon", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.load_profile("koinon")
+settings.register_profile("soak", settings.get_profile("koinon"), derandomize=False, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "koinon"))
 
 
 @pytest.fixture(scope="session", autouse=True)

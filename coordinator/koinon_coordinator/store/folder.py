@@ -79,8 +79,8 @@ class Folder:
                 path.unlink()
             except FileNotFoundError:
                 return
-        self.note(-nbytes)
-        hit("blob.removed", path.name)
+            self.note(-nbytes)
+            hit("blob.removed", path.name)
 
 
 def lock(path: Path) -> BinaryIO:
