@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,9 +13,12 @@ from koinon_core.codec import Reader
 from koinon_core.round.terms import Terms
 from koinon_core.schema import schema_of
 from koinon_core.strategy import Strategy, Work
-from koinon_core.strategy.runner import Closing, Contribution, LocalHalf, close
+from koinon_core.strategy.closing import Closing, Contribution, Into, close
+from koinon_core.strategy.runner import LocalHalf
+from koinon_core.strategy.shape import shape_of
 from koinon_core.tensors import Tensors
-from koinon_core.update import Head, layout_of
+from koinon_core.tiles import Gather, Held
+from koinon_core.update import Head, Layout, layout_of, pack_state, unpack_state
 
 A = (1.0, 2.0, 4.0, 8.0)
 B = (1.0, -2.0, 3.0, 0.5)
@@ -38,8 +42,38 @@ def terms(round_: int, *, codec: str = "raw", grid: int = 40, **values: object) 
     return Terms(**{**base, "round": round_, "codec": codec, "grid": grid, **values})  # type: ignore[arg-type]
 
 
-def half(strategy: Strategy, w: Tensors) -> LocalHalf:
-    return LocalHalf(strategy, layout_of(schema_of(w), strategy))
+def half(strategy: Strategy, w: Tensors, codec: str = "raw", grid: int = 40) -> LocalHalf:
+    return LocalHalf(strategy, layout_of(schema_of(w), strategy, codec=codec, grid=lambda bound: grid))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A round's closing with what went into its sinks."""
+
+    model: Tensors
+    state: Mapping[str, Tensors]
+    closing: Closing
+
+
+def closed(
+    strategy: Strategy, layout: Layout, t: Terms, w: Tensors, state: Mapping[str, Tensors], population: int,
+    contributions: Sequence[Contribution],
+) -> Outcome:  # fmt: skip
+    """`close` in memory."""
+    shape = shape_of(strategy, layout, population)
+    model, kept, down = Gather(layout.model), Gather(shape.state), Gather(shape.down)
+    closing = close(
+        strategy,
+        layout,
+        shape,
+        t,
+        population,
+        Held(w),
+        Held(pack_state(state)),
+        contributions,
+        Into(model, kept, down),
+    )
+    return Outcome(model.tensors, unpack_state(kept.tensors), closing)
 
 
 def train(plan, start: float, i: int, steps: int, lr: float, momentum: float = 0.0):
@@ -67,21 +101,20 @@ def contribute(
     results = {p.name: Tensors({"x": np.array([gradient(i, x)])}) for p in plan.passes if p.measure}
     work = Work(examples=N[i], steps=steps, lr=lr, norm=norm, results=results)
     made = local.prepare(
-        state=state, down=down, work=work, start=w, end=Tensors({"x": np.array([y])}), terms=t,
-        head=Head(examples=N[i]),
+        state=state, down=down, work=work, start=Held(w), end=Held({"x": np.array([y])}), terms=t,
+        head=Head(examples=N[i]), client=f"c{i}",
     )  # fmt: skip
-    blob = made.blob
-    reader = Reader(lambda o, n: blob[o : o + n], len(blob), local.layout.update)
+    reader = Reader(made.blob.window, made.blob.size, local.layout.update)
     return Contribution(f"c{i}", made.head, reader), made.pending
 
 
 def federate(
     strategy: Strategy, *, rounds: int, steps: Sequence[int] = (10, 10, 10, 10), lr: float = ETA,
     take: int = 4, momentum: float = 0.0, codec: str = "raw", grid: int = 40, seed: int = 0,
-) -> tuple[float, Closing, list[Mapping[str, Tensors]]]:  # fmt: skip
-    """(x after `rounds`, the last closing, the devices' states). `take` of the four are in each round."""
+) -> tuple[float, Outcome, list[Mapping[str, Tensors]]]:  # fmt: skip
+    """(x after `rounds`, the last outcome, the devices' states). `take` of the four are in each round."""
     w = Tensors({"x": np.array([START])})
-    local = half(strategy, w)
+    local = half(strategy, w, codec, grid)
     state = strategy.init(w, len(A))
     devices: list[Mapping[str, Tensors]] = [{} for _ in A]
     draw = np.random.default_rng(seed)
@@ -95,9 +128,9 @@ def federate(
             )
             contributions.append(one)
             devices[i] = pending
-        closing = close(strategy, local.layout, t, w, state, len(A), contributions)
-        w, state = closing.model, closing.state
-    return float(w["x"][0]), closing, devices
+        outcome = closed(strategy, local.layout, t, w, state, len(A), contributions)
+        w, state = outcome.model, outcome.state
+    return float(w["x"][0]), outcome, devices
 
 
 # -- toy Q as a run and a device ------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""The container: tensors as self-describing bytes, readable a tile at a time. Never pickle.
+"""The container: tensors as self-describing bytes, written and read a tile at a time. Never pickle.
 
-    "KOIN" | u8 version | u32 manifest length | manifest (container.proto) | chunks
+    "KOIN" | u8 version | chunks | manifest (container.proto) | u32 manifest length | "NIOK"
 
-The manifest lists the sections (name, dtype, shape) and every chunk (which elements, which codec, how many
-bytes). A `Reader` checks all of it against the schema that the *receiver* holds before it allocates anything;
-then any tile can be read without the rest. A tile is 1 Mi elements; chunks are tiles.
+The manifest lists the sections (name, dtype, shape) and every chunk (which elements, which codec, how many bytes). A
+`Reader` checks all of it against the schema that the *receiver* holds before it allocates anything; then any tile can
+be read without the rest. Chunks are tiles. The manifest stands last, so that a `Writer` needs no second look at what it
+wrote; in version 1 (Koinon 0.2 and before) it stood first, behind its length, and that is still read.
 """
 
 import math
@@ -16,91 +17,154 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from koinon_core import codecs
-from koinon_core.errors import BadBlob
+from koinon_core.blob import Window
+from koinon_core.codecs import Codec, Place, Step
+from koinon_core.codecs.ordinal import ORDINAL
+from koinon_core.codecs.tile import Tile
+from koinon_core.errors import BadBlob, LocalProtocolError
 from koinon_core.schema import Field, Schema
 from koinon_core.tensors import Array, Tensors
+from koinon_core.tiles import TILE, Held, Source, copy, gather, spans
 from koinon_core.wire.v1 import container_pb2 as pb
 
-__all__ = ["TILE", "Reader", "Window", "decode", "encode", "size_limit"]
+__all__ = ["TILE", "Reader", "Window", "Writer", "as_they_are", "decode", "encode", "reader_of", "size_limit"]
 
-TILE = 1 << 20
-"""Elements a chunk; the unit in which updates are encoded, staged and folded."""
+_MAGIC, _END = b"KOIN", b"NIOK"
+_HEAD = struct.Struct("<4sB")
+_OLD_HEAD = struct.Struct("<4sBI")
+_TAIL = struct.Struct("<I4s")
+_VERSION = 2
 
-_MAGIC = b"KOIN"
-_HEAD = struct.Struct("<4sBI")
-_VERSION = 1
-
-Window = Callable[[int, int], bytes | memoryview]
-"""`window(offset, length)`: that many bytes of a blob from there on, fewer only at its end."""
-
-
-def _tiles(field: Field) -> Iterator[tuple[int, int]]:
-    """(offset, count) of each tile of a field; an empty tensor has none."""
-    for offset in range(0, field.size, TILE):
-        yield offset, min(TILE, field.size - offset)
+Choose = Callable[[str], tuple[Codec, Step | None]]
+"""How the section of this name is written: the codec, and the step where that wants one."""
 
 
-def encode(tensors: Tensors, schema: Schema, codec: str = "lossless") -> bytes:
-    """`tensors`, which must be as `schema` says, in a container."""
-    schema.check(tensors, "what is encoded")
+def as_they_are(codec: str) -> Choose:
+    """Every section by one codec that needs no step."""
     how = codecs.by_name(codec)
-    manifest = pb.Manifest(schema_digest=bytes.fromhex(schema.digest))
-    payloads: list[bytes] = []
-    for number, field in enumerate(schema):
-        manifest.sections.add(name=field.name, dtype=field.dtype, shape=field.shape)
-        flat = np.ascontiguousarray(tensors[field.name]).reshape(-1)
-        for offset, count in _tiles(field):
-            payload = how.encode(flat[offset : offset + count])
-            payloads.append(payload)
-            manifest.chunks.add(
-                section=number, offset=offset, count=count, codec=how.id, codec_version=how.version,
-                size=len(payload),
-            )  # fmt: skip
-    head = manifest.SerializeToString(deterministic=True)
-    return b"".join((_HEAD.pack(_MAGIC, _VERSION, len(head)), head, *payloads))
+    return lambda name: (how, None)
+
+
+class Writer:
+    """Writes a container of `schema` by `write`, which takes the bytes in order. A sink: put every tile, then `close`.
+
+    `key` is the dither's, for codecs that have one. With `base`, a source of the same schema whose tensors have the
+    digest `base_digest`, every chunk is a lossless difference to it.
+    """
+
+    def __init__(
+        self, write: Callable[[bytes], object], schema: Schema, choose: Choose, *, key: bytes = b"",
+        base: Source | None = None, base_digest: str = "",
+    ):  # fmt: skip
+        self._write, self._choose, self._key, self._base = write, choose, key, base
+        self._numbers = {f.name: number for number, f in enumerate(schema)}
+        self._manifest = pb.Manifest(
+            schema_digest=bytes.fromhex(schema.digest), key=key, base=bytes.fromhex(base_digest)
+        )
+        for f in schema:
+            self._manifest.sections.add(name=f.name, dtype=f.dtype, shape=f.shape)
+        self._missing = sum(math.ceil(f.size / TILE) for f in schema)
+        self.size = _HEAD.size
+        write(_HEAD.pack(_MAGIC, _VERSION))
+
+    def put(self, name: str, offset: int, values: Array) -> None:
+        codec, step = self._choose(name)
+        base = None
+        if self._base is not None:
+            codec, base = ORDINAL, self._base.values(name, offset)
+        place = Place(key=self._key, section=self._numbers[name], offset=offset, step=step, base=base)
+        payload = codec.encode(np.ascontiguousarray(values), place)
+        self._manifest.chunks.add(
+            section=place.section, offset=offset, count=values.size, codec=codec.id, codec_version=codec.version,
+            size=len(payload),
+        )  # fmt: skip
+        self._write(payload)
+        self.size += len(payload)
+        self._missing -= 1
+        self._last = (codec, payload, str(values.dtype), values.size, place)
+
+    def again(self) -> Tile:
+        """The tile that was put last, as a reader will find it."""
+        codec, payload, dtype, count, place = self._last
+        return codec.decode(memoryview(payload), dtype, count, place)
+
+    def close(self) -> None:
+        """Write what tells the chunks apart."""
+        if self._missing:
+            raise LocalProtocolError(f"a container was closed with {self._missing} tiles missing")
+        manifest = self._manifest.SerializeToString(deterministic=True)
+        self._write(manifest)
+        self._write(_TAIL.pack(len(manifest), _END))
+        self.size += len(manifest) + _TAIL.size
 
 
 def _manifest_limit(schema: Schema) -> int:
     chunks = sum(math.ceil(f.size / TILE) for f in schema)
     names = sum(len(f.name.encode()) + 16 * (len(f.shape) + 2) for f in schema)
-    return 64 + names + 48 * chunks
+    return 192 + names + 48 * chunks
 
 
 def size_limit(schema: Schema) -> int:
     """The longest container of `schema` that is worth receiving, in bytes."""
-    chunks = sum(math.ceil(f.size / TILE) for f in schema)
-    return _HEAD.size + _manifest_limit(schema) + schema.nbytes + 64 * chunks
+    kinds = [codecs.by_name(name) for name in codecs.names()]
+    chunks = sum(
+        max(kind.limit(count * np.dtype(f.dtype).itemsize) for kind in kinds)
+        for f in schema
+        for _, count in spans(f)
+    )
+    return _OLD_HEAD.size + _TAIL.size + _manifest_limit(schema) + chunks
 
 
 class Reader:
-    """A container, checked against the receiver's `schema`, read tile by tile through `window`.
+    """A container, checked against the receiver's `schema`, read tile by tile through `window`. A source. `base` is
+    what its chunks are differences to, where they are.
 
     Raises BadBlob for whatever is not as the schema says: other sections, gaps, overlaps, unknown codecs,
     impossible sizes, bytes too many or too few.
     """
 
-    def __init__(self, window: Window, size: int, schema: Schema, whose: str = "this blob"):
-        self._window, self._schema, self._whose = window, schema, whose
-        manifest, start = self._open(size)
+    def __init__(
+        self, window: Window, size: int, schema: Schema, whose: str = "this blob", base: Source | None = None
+    ):
+        self._window, self._schema, self._whose, self._base = window, schema, whose, base
+        self._numbers = {f.name: number for number, f in enumerate(schema)}
+        manifest, start, end = self._open(size)
         self._check_sections(manifest)
-        self._index = self._check_chunks(manifest, start, size)
+        self._key = manifest.key
+        self.base = manifest.base.hex()
+        """The digest of the tensors that this container is a difference to; "" for one that stands alone."""
+        self._index = self._check_chunks(manifest, start, end)
 
-    def _open(self, size: int) -> tuple[pb.Manifest, int]:
-        head = bytes(self._window(0, _HEAD.size))
-        if len(head) < _HEAD.size or head[:4] != _MAGIC:
+    def _open(self, size: int) -> tuple[pb.Manifest, int, int]:
+        """The manifest, and where the chunks begin and end."""
+        head = bytes(self._window(0, _OLD_HEAD.size))
+        if size < _OLD_HEAD.size or len(head) < _OLD_HEAD.size or head[:4] != _MAGIC:
             raise BadBlob(f"{self._whose} is not a Koinon container")
-        _, version, length = _HEAD.unpack(head)
-        if version != _VERSION:
-            raise BadBlob(f"{self._whose} is a container of version {version}; this side reads {_VERSION}")
-        if length > min(size, _manifest_limit(self._schema)):
+        version = head[4]
+        if version == 1:
+            _, _, length = _OLD_HEAD.unpack(head)
+            at, start, end = _OLD_HEAD.size, _OLD_HEAD.size + length, size
+            most = size - _OLD_HEAD.size
+        elif version == _VERSION:
+            tail = bytes(self._window(size - _TAIL.size, _TAIL.size))
+            length, mark = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, b"")
+            if mark != _END:
+                raise BadBlob(f"{self._whose} ends in the middle")
+            at = size - _TAIL.size - length
+            start, end = _HEAD.size, at
+            most = size - _HEAD.size - _TAIL.size
+        else:
+            raise BadBlob(
+                f"{self._whose} is a container of version {version}; this side reads up to {_VERSION}"
+            )
+        if length > min(most, _manifest_limit(self._schema)):
             raise BadBlob(
                 f"{self._whose} has a manifest of {length} bytes, which the run's model cannot need"
             )
         try:
-            manifest = pb.Manifest.FromString(bytes(self._window(_HEAD.size, length)))
+            return pb.Manifest.FromString(bytes(self._window(at, length))), start, end
         except DecodeError as error:
             raise BadBlob(f"{self._whose} has a manifest that cannot be read") from error
-        return manifest, _HEAD.size + length
 
     def _check_sections(self, manifest: pb.Manifest) -> None:
         if len(manifest.sections) != len(self._schema):
@@ -115,59 +179,88 @@ class Reader:
                 )
         if manifest.schema_digest != bytes.fromhex(self._schema.digest):
             raise BadBlob(f"{self._whose} was made for another schema")
+        if len(manifest.key) not in (0, 32) or len(manifest.base) not in (0, 32):
+            raise BadBlob(f"{self._whose} has a key or a base of an impossible length")
 
     def _check_chunks(
-        self, manifest: pb.Manifest, start: int, size: int
-    ) -> dict[tuple[str, int], tuple[int, pb.Chunk]]:
-        wanted = [(n, f, o, c) for n, f in enumerate(self._schema) for o, c in _tiles(f)]
-        if len(manifest.chunks) != len(wanted):
-            raise BadBlob(f"{self._whose} has {len(manifest.chunks)} chunks; {len(wanted)} cover the model")
+        self, manifest: pb.Manifest, start: int, end: int
+    ) -> dict[tuple[int, int], tuple[int, pb.Chunk]]:
+        """Where each tile is. Sections may take turns; within one, tiles come in order."""
+        counts = [math.ceil(f.size / TILE) for f in self._schema]
+        if len(manifest.chunks) != sum(counts):
+            raise BadBlob(f"{self._whose} has {len(manifest.chunks)} chunks; {sum(counts)} cover the model")
         ends = list(accumulate((c.size for c in manifest.chunks), initial=start))
-        if ends[-1] != size:
-            raise BadBlob(f"{self._whose} has {size} bytes; its manifest accounts for {ends[-1]}")
-        index: dict[tuple[str, int], tuple[int, pb.Chunk]] = {}
-        for (number, field, offset, count), chunk, (begin, end) in zip(
-            wanted, manifest.chunks, pairwise(ends), strict=True
-        ):
-            if (chunk.section, chunk.offset, chunk.count) != (number, offset, count):
-                raise BadBlob(f"{self._whose} has its chunks out of order at {field.name!r}")
-            codec = codecs.by_id(chunk.codec, chunk.codec_version)
-            if end - begin > codec.limit(count * np.dtype(field.dtype).itemsize):
+        if ends[-1] != end:
+            raise BadBlob(f"{self._whose} has {end} bytes; its manifest accounts for {ends[-1]}")
+        index: dict[tuple[int, int], tuple[int, pb.Chunk]] = {}
+        seen = [0] * len(counts)
+        for chunk, (begin, until) in zip(manifest.chunks, pairwise(ends), strict=True):
+            number = chunk.section
+            field = self._schema.fields[number] if number < len(counts) else None
+            offset = seen[number] * TILE if field else 0
+            if field is None or (chunk.offset, chunk.count) != (offset, min(TILE, field.size - offset)):
                 raise BadBlob(
-                    f"{self._whose} takes {end - begin} bytes for {count} elements of {field.name!r}"
+                    f"{self._whose} has its chunks out of order at {field.name if field else number!r}"
                 )
-            index[field.name, offset] = (begin, chunk)
+            self._check_codec(chunk, field, until - begin)
+            index[number, offset] = (begin, chunk)
+            seen[number] += 1
         return index
 
-    def tile(self, name: str, offset: int) -> Array:
-        """The elements of `name` in the tile that starts at element `offset`, one-dimensional."""
-        begin, chunk = self._index[name, offset]
+    def _check_codec(self, chunk: pb.Chunk, field: Field, size: int) -> None:
+        codec = codecs.by_id(chunk.codec, chunk.codec_version)
+        if not codec.takes(field.dtype):
+            raise BadBlob(f"{self._whose} has {field.name!r} in a codec that takes no {field.dtype}")
+        if codec is ORDINAL and self._base is None:
+            raise BadBlob(f"{self._whose} has differences to a model that is not here")
+        if size > codec.limit(chunk.count * np.dtype(field.dtype).itemsize):
+            raise BadBlob(f"{self._whose} takes {size} bytes for {chunk.count} elements of {field.name!r}")
+
+    def used(self) -> Iterator[tuple[str, int, int]]:
+        """(section, codec number, codec version) of every chunk."""
+        for (number, _), (_, chunk) in self._index.items():
+            yield self._schema.fields[number].name, chunk.codec, chunk.codec_version
+
+    def tile(self, name: str, offset: int) -> Tile:
+        """The tile of `name` that starts at element `offset`."""
+        number = self._numbers[name]
+        begin, chunk = self._index[number, offset]
         payload = memoryview(self._window(begin, chunk.size))
         if len(payload) != chunk.size:
             raise BadBlob(f"{self._whose} ends in the middle of {name!r}")
+        base = self._base.values(name, offset) if self._base is not None else None
+        place = Place(key=self._key, section=number, offset=offset, base=base)
         codec = codecs.by_id(chunk.codec, chunk.codec_version)
-        elements = codec.decode(payload, self._schema.by_name[name].dtype, chunk.count)
+        return codec.decode(payload, self._schema.fields[number].dtype, chunk.count, place)
+
+    def values(self, name: str, offset: int) -> Array:
+        elements = self.tile(name, offset).values()
         # numpy takes any byte for a bool, and then differs with itself on what True is.
         if elements.dtype.kind == "b" and np.any(elements.view(np.uint8) > 1):
             raise BadBlob(f"{self._whose} has bytes in {name!r} that are neither true nor false")
         return elements
 
-    def tiles(self, name: str) -> Iterator[tuple[int, Array]]:
-        """(offset, elements) of each tile of `name`."""
-        for offset, _ in _tiles(self._schema.by_name[name]):
-            yield offset, self.tile(name, offset)
+    def tensors(self) -> Tensors:
+        """All of it, in memory."""
+        return gather(self, self._schema)
 
-    def tensor(self, name: str) -> Array:
-        """All of `name`, in its shape."""
-        field = self._schema.by_name[name]
-        whole = np.empty(field.size, dtype=field.dtype)
-        for offset, part in self.tiles(name):
-            whole[offset : offset + part.size] = part
-        return whole.reshape(field.shape)
+
+def encode(tensors: Tensors, schema: Schema, codec: str = "lossless") -> bytes:
+    """`tensors`, which must be as `schema` says, in a container held in memory."""
+    schema.check(tensors, "what is encoded")
+    parts: list[bytes] = []
+    writer, source = Writer(parts.append, schema, as_they_are(codec)), Held(tensors)
+    copy(source, schema, writer)
+    writer.close()
+    return b"".join(parts)
+
+
+def reader_of(blob: bytes | memoryview, schema: Schema, whose: str = "this blob") -> Reader:
+    """A reader of a container that is held in memory."""
+    view = memoryview(blob)
+    return Reader(lambda offset, length: view[offset : offset + length], len(view), schema, whose)
 
 
 def decode(blob: bytes | memoryview, schema: Schema, whose: str = "this blob") -> Tensors:
     """All tensors of a container that is held in memory; raises BadBlob."""
-    view = memoryview(blob)
-    reader = Reader(lambda offset, length: view[offset : offset + length], len(view), schema, whose)
-    return Tensors({f.name: reader.tensor(f.name) for f in schema})
+    return reader_of(blob, schema, whose).tensors()

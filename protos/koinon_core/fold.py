@@ -5,22 +5,27 @@ do. So every value is rounded to a grid of 2^-grid, multiplied by its integer we
 nothing can overflow is proven when the run is submitted: bound * 2^grid * max weight * devices < 2^63.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from koinon_core.codec import TILE, Reader
-from koinon_core.errors import BadBlob, UsageError
+from koinon_core import codecs
+from koinon_core.codec import Reader
+from koinon_core.codecs.tile import Tile
+from koinon_core.errors import BadBlob, LocalProtocolError, UsageError
 from koinon_core.schema import Schema
-from koinon_core.tensors import Array, Tensors
+from koinon_core.sections import How
+from koinon_core.tensors import Array
+from koinon_core.tiles import TILE, Source, spans
 
-__all__ = ["Staged", "fold", "grid_for", "on_grid", "snap", "verify"]
+__all__ = ["Staged", "Sum", "check_codecs", "counted", "grid_for", "sum_in_one_piece", "verify"]
 
-Note = Callable[[bytes], None]
+Ways = Mapping[str, How]
 _FINEST, _COARSEST = 40, 16
 
 
@@ -38,35 +43,45 @@ def grid_for(*, bound: float, max_weight: int, devices: int) -> int:
     return min(_FINEST, room)
 
 
-def on_grid(values: Array, grid: int, bound: float, name: str) -> NDArray[np.int64]:
-    """`values` rounded to the grid, as integers. BadBlob for NaN, Inf and what is beyond the bound."""
-    wide = np.asarray(values, dtype=np.float64)
-    # NaN fails the comparison too, so one pass finds all three.
-    if not np.all(np.abs(wide) <= bound):
-        worst = "NaN or Inf" if not np.all(np.isfinite(wide)) else f"{np.max(np.abs(wide)):.6g}"
-        raise BadBlob(
-            f"{name!r} holds {worst}; a value must be finite and at most {bound:g} (bound in the run's config)"
-        )
-    return np.rint(wide * 2.0**grid).astype(np.int64)
+def counted(tile: Tile, how: How, name: str) -> NDArray[np.float64]:
+    """A tile as the coordinator will count it: every value on the grid."""
+    units = np.zeros(tile.count, dtype=np.int64)
+    tile.add_to(units, 1, how.grid, how.bound, name)
+    return np.multiply(units, 2.0**-how.grid, dtype=np.float64)
 
 
-def snap(tensors: Tensors, grid: int, bound: float) -> Tensors:
-    """Floats as the coordinator will count them: rounded to the grid. Integers as they are."""
+def check_codecs(reader: Reader, how: Ways) -> None:
+    """Raise BadBlob for a chunk in another codec than the one that the run has for its section."""
+    agreed = {name: codecs.by_name(way.codec) for name, way in how.items()}
+    for name, number, version in reader.used():
+        if (number, version) != (agreed[name].id, agreed[name].version):
+            raise BadBlob(
+                f"{name!r} came in codec {number} version {version}, and this run has {how[name].codec!r} for it"
+            )
 
-    def one(name: str, a: Array) -> Array:
-        if a.dtype.kind != "f":
-            return a
-        return (on_grid(a, grid, bound, name) * 2.0**-grid).astype(a.dtype)
 
-    return Tensors({n: one(n, a) for n, a in tensors.items()})
-
-
-def verify(reader: Reader, schema: Schema, grid: int, bound: float) -> None:
-    """Read every tile of an update once and raise BadBlob for whatever may not enter a sum."""
+def verify(reader: Reader, schema: Schema, how: Ways, model: Source) -> None:
+    """Read every tile of an update once and raise BadBlob for whatever may not enter a sum. `model` is what the round
+    began with."""
     for field in schema:
-        for _, tile in reader.tiles(field.name):
-            if field.rule == "mean":
-                on_grid(tile, grid, bound, field.name)
+        way = how[field.name]
+        for offset, _ in spans(field):
+            if way.rule == "mean":
+                reader.tile(field.name, offset).check(way.grid, way.bound, field.name)
+                continue
+            values = reader.values(field.name, offset)
+            if way.rule == "equal" and not _same(
+                values, model.values(field.name.removeprefix("count/"), offset)
+            ):
+                raise BadBlob(
+                    f"{field.name!r} is not what the model has, and in this run it must be equal on all devices"
+                )
+            if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
+                raise BadBlob(f"{field.name!r} holds NaN or Inf; a value must be finite")
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.tobytes() == b.astype(a.dtype, copy=False).tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,34 +92,57 @@ class Staged:
     reader: Reader
 
 
-def fold(
-    staged: Sequence[Staged], schema: Schema, grid: int, bound: float, note: Note | None = None
-) -> Iterator[tuple[str, Array]]:
-    """(name, joined tensor) for every field: the weighted mean of floats in float64, the largest of integers. `note`
-    is given the sum itself, integers as little-endian bytes, in the schema's order: what a digest of it is over.
+class Sum:
+    """What the updates of a round come to: a source of the weighted mean (float64) of every section, or of its largest
+    values. Resident at any time: one tile of the sum, and one of one update."""
 
-    Resident at any time: one tensor's result and one tile of one update.
-    """
-    total = sum(s.weight for s in staged)
-    if total <= 0:
-        raise BadBlob("the weights of the updates add up to nothing")
+    def __init__(self, staged: Sequence[Staged], schema: Schema, how: Ways):
+        self._staged, self._schema, self._how = staged, schema, how
+        self._total = sum(s.weight for s in staged)
+        if self._total <= 0:
+            raise BadBlob("the weights of the updates add up to nothing")
+        self._digests: dict[tuple[str, int], bytes] = {}
+
+    def values(self, name: str, offset: int) -> Array:
+        exact = self.exact(name, offset)
+        if self._how[name].rule != "mean":
+            return exact
+        return exact * 2.0 ** -self._how[name].grid / self._total
+
+    def exact(self, name: str, offset: int) -> Array:
+        """The sum itself, as integers on the section's grid; or the largest values."""
+        way = self._how[name]
+        if way.rule == "mean":
+            size = self._schema.by_name[name].size
+            exact: Array = np.zeros(min(TILE, size - offset), dtype=np.int64)
+            for s in self._staged:
+                s.reader.tile(name, offset).add_to(exact, s.weight, way.grid, way.bound, name)
+        else:
+            exact = reduce(np.maximum, (s.reader.values(name, offset) for s in self._staged))
+        if (name, offset) not in self._digests:
+            self._digests[name, offset] = hashlib.sha256(_wire(exact)).digest()
+        return exact
+
+    def digest(self, numbers: bytes) -> str:
+        """The SHA-256 over `numbers` and the SHA-256 of every tile's integers (int64, or the section's own dtype;
+        little- endian), in the order of the update's schema. All of them must have been taken."""
+        whole = hashlib.sha256(numbers)
+        for field in self._schema:
+            for offset, _ in spans(field):
+                if (field.name, offset) not in self._digests:
+                    raise LocalProtocolError(f"the sum of {field.name!r} was never taken")
+                whole.update(self._digests[field.name, offset])
+        return whole.hexdigest()
+
+
+def sum_in_one_piece(staged: Sequence[Staged], schema: Schema, how: Ways, numbers: bytes) -> str:
+    """The digest as Koinon 0.2 made it: over `numbers` and all the integers."""
+    total, whole = Sum(staged, schema, how), hashlib.sha256(numbers)
     for field in schema:
-        joined = np.empty(field.size, dtype=np.float64 if field.rule == "mean" else field.dtype)
-        for offset in range(0, field.size, TILE):
-            tiles = ((s.weight, s.reader.tile(field.name, offset)) for s in staged)
-            part = joined[offset : offset + TILE]
-            if field.rule == "mean":
-                exact = _sum(tiles, grid, bound, field.name)
-                part[:] = exact * 2.0**-grid / total
-            else:
-                part[:] = exact = reduce(np.maximum, (tile for _, tile in tiles))
-            if note is not None:
-                note(np.ascontiguousarray(exact, dtype=exact.dtype.newbyteorder("<")).tobytes())
-        yield field.name, joined.reshape(field.shape)
+        for offset, _ in spans(field):
+            whole.update(_wire(total.exact(field.name, offset)))
+    return whole.hexdigest()
 
 
-def _sum(tiles: Iterable[tuple[int, Array]], grid: int, bound: float, name: str) -> NDArray[np.int64]:
-    acc: NDArray[np.int64] | int = 0
-    for weight, tile in tiles:
-        acc = acc + on_grid(tile, grid, bound, name) * weight
-    return np.asarray(acc)
+def _wire(values: Array) -> bytes:
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()

@@ -20,8 +20,9 @@ __all__ = ["Field", "Role", "Rule", "Schema", "schema_of"]
 
 Role = Literal["param", "buffer"]
 """`param` is trained; `buffer` goes along (BatchNorm statistics, counters)."""
-Rule = Literal["mean", "max"]
-"""How the federation joins it: the weighted mean of changes, or the largest value (counters)."""
+Rule = Literal["mean", "max", "equal", "local"]
+"""How the federation joins it (koinon_core.sections): the weighted mean of changes, the largest value (counters), what
+all have alike, or nothing because it stays on the device."""
 
 FLOATS = ("float64", "float32", "float16")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")

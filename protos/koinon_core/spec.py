@@ -18,6 +18,7 @@ from koinon_core.errors import UsageError
 from koinon_core.fold import grid_for
 from koinon_core.round.terms import Aggregation
 from koinon_core.schema import Schema
+from koinon_core.sections import Section
 from koinon_core.strategy import recipe
 from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.update import Layout, layout_of
@@ -43,8 +44,14 @@ class RunSpec:
     join_wait       how long a round waits for `clients` once `min_clients` have joined
     deadline        how long it waits for updates
     lease           how long a device may be silent
+    codec           how updates are encoded (koinon_core.codecs): "raw", "lossless", "fine", "balanced", "compact",
+    "thin" sections        what differs for some tensors: tables of match (`stat/*`, `param/*.bias`), codec, rule and
+    bound
+                    (koinon_core.sections)
+    downlink        "delta": a device that holds an older model gets the lossless difference where that is smaller;
+                    "snapshot": always the whole model
     max_examples    the largest weight of one device
-    bound           the largest |value| in an update
+    bound           the largest |change| of a parameter
     population      all devices of the federation, for strategies that need it
     patience        abandoned rounds in a row after which the run fails
     evaluate        whether the last model is evaluated by the devices too
@@ -67,9 +74,11 @@ class RunSpec:
     lease: float = 60.0
     aggregation: Aggregation = "open"
     groups: int = 1
-    codec: str = "lossless"
+    codec: str = "balanced"
+    sections: tuple[Mapping[str, Any], ...] = ()
+    downlink: str = "delta"
     max_examples: int = 1 << 20
-    bound: float = 1024.0
+    bound: float = 64.0
     population: int | None = None
     patience: int = 5
     evaluate: bool = True
@@ -92,6 +101,15 @@ class RunSpec:
                 f"a run cannot be called {self.name!r}: use letters, digits, '.', '_' and '-', at most 64 of them"
             )
         codecs.by_name(self.codec)
+        if not isinstance(self.sections, tuple | list):
+            raise UsageError("the run's sections must be tables: [[sections]] with match = '...' in each")
+        # Not cached_property: what is wrong with them is said when the run is submitted.
+        object.__setattr__(
+            self, "sections", tuple(dict(s) if isinstance(s, Mapping) else s for s in self.sections)
+        )
+        _ = [Section.make(table) for table in self.sections]
+        if self.downlink not in ("delta", "snapshot"):
+            raise UsageError(f"downlink = {self.downlink!r} must be 'delta' or 'snapshot'")
         for name in ("retention", "models"):
             _rounds_kept(name, getattr(self, name))
         if self.aggregation != "open":
@@ -164,10 +182,20 @@ class RunSpec:
     def recipe_digest(self) -> str:
         return digest_of(self.strategy)
 
+    @property
+    def snapshots(self) -> str:
+        """The codec of whole models: lossless as the run's is, or packed."""
+        return self.codec if codecs.by_name(self.codec).exact else "lossless"
+
     @cached_property
     def grid(self) -> int:
-        """Binary places of the exact sum; UsageError if it cannot be proven not to overflow."""
-        return grid_for(bound=self.bound, max_weight=self.max_examples, devices=self.devices)
+        """Binary places of the exact sum of parameters; UsageError if it cannot be proven not to overflow."""
+        return self.grid_of(self.bound)
+
+    def grid_of(self, bound: float) -> int:
+        """The same for values up to `bound`."""
+        most = 1 if self.load_strategy().weight == "uniform" else self.max_examples
+        return grid_for(bound=bound, max_weight=most, devices=self.devices)
 
     def load_strategy(self) -> Strategy:
         """The strategy, from this side's registry."""
@@ -185,8 +213,10 @@ class RunSpec:
             raise UsageError(
                 f"population = {self.population} is smaller than a round's {self.devices} devices"
             )
-        _ = self.grid
-        return strategy, layout_of(self.model, strategy)
+        return strategy, layout_of(
+            self.model, strategy, [Section.make(table) for table in self.sections], codec=self.codec,
+            bound=self.bound, grid=self.grid_of,
+        )  # fmt: skip
 
     @cached_property
     def encoded(self) -> bytes:
@@ -224,7 +254,7 @@ class RunSpec:
             raise UsageError(f"the run's config is incomplete: {error}") from error
 
 
-_LATER = {"retention": "2 rounds", "models": "keep"}
+_LATER = {"retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta"}
 
 
 def _rounds_kept(name: str, policy: str) -> float:

@@ -3,30 +3,36 @@
 The layout follows from the run's schema and its strategy alone, so both ends know it before anything is sent:
 
     delta/NAME         trained parameters and float buffers: what changed
-    count/NAME         integer buffers: their value
+    count/NAME         what is joined by its largest value, or is equal on all devices: the value itself
     extra/WHAT/NAME    what the strategy averages beside the delta
 
 Names that the strategy keeps local are in no section.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from koinon_core.errors import BadBlob, UsageError
+from koinon_core.round.terms import Terms
 from koinon_core.schema import Field, Schema
+from koinon_core.sections import How, Section, how, sent_dtype
 from koinon_core.strategy.protocol import State, Strategy, Up
 from koinon_core.tensors import Tensors
 
-__all__ = ["Head", "Layout", "layout_of", "pack_state", "state_schema", "unpack_state"]
+__all__ = ["Head", "Layout", "Stats", "layout_of", "pack_state", "state_schema", "unpack_state"]
 
 _MAX_METRICS = 64
 _LARGEST_METRIC = 1e30  # times any number of examples and devices it stays finite
+_MOST_PARAMETERS = 1 << 48
+_LARGEST_FIGURE = 1e100  # beyond what float32 values and a quantiser's coarsest step can come to
+_YEAR = 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which tensors of the model leave a device, by kind, and the schema of the update that carries them."""
+    """Which tensors of the model leave a device, by how they are joined, and the schema of the update that carries
+    them. `how` says of every section of the update how it travels."""
 
     model: Schema
     params: Schema
@@ -35,11 +41,19 @@ class Layout:
     extras: Mapping[str, Schema]
     local: frozenset[str]
     update: Schema
+    how: Mapping[str, How]
 
     @property
     def shared(self) -> tuple[str, ...]:
         """Names that the federation has in common."""
         return tuple(n for n in self.model.by_name if n not in self.local)
+
+    def under(self, terms: Terms) -> "Layout":
+        """The layout in a round with these terms: sections with the run's bound have the grid that was agreed to."""
+        if all(h.grid == terms.grid for h in self.how.values() if h.bound == terms.bound):
+            return self
+        how = {n: replace(h, grid=terms.grid) if h.bound == terms.bound else h for n, h in self.how.items()}
+        return replace(self, how=how)
 
     def join(self, up: Up, buffers: Tensors, counters: Tensors) -> Tensors:
         """The sections of an update."""
@@ -63,27 +77,43 @@ class Layout:
         return Tensors({f.name: sections[prefix + f.name].astype(f.dtype, copy=False) for f in schema})
 
 
-def layout_of(model: Schema, strategy: Strategy) -> Layout:
-    """The layout of updates to `model` under `strategy`. UsageError if nothing would be left to send."""
-    local = strategy.local(model)
+def layout_of(
+    model: Schema, strategy: Strategy, sections: Sequence[Section] = (), *, codec: str = "lossless",
+    bound: float = 1024.0, grid: Callable[[float], int] = lambda bound: 20,
+) -> Layout:  # fmt: skip
+    """The layout of updates to `model` under `strategy`, in a run with these settings; `grid` gives the grid of the
+    exact sum for a bound. UsageError if nothing would be left to send."""
+    by_config = {f.name: how(f"delta/{f.name}", f, sections, codec, bound) for f in model}
+    local = strategy.local(model) | {n for n, h in by_config.items() if h.rule == "local"}
     if unknown := local - model.by_name.keys():
         raise UsageError(f"the strategy keeps {min(unknown)!r} local, which the model does not have")
     shared = model.without(local)
     params = shared.only(shared.names(role="param"))
     if not params:
         raise UsageError("no trained parameter would leave the devices: there is nothing to federate")
-    buffers = shared.only(shared.names(role="buffer", rule="mean"))
-    counters = shared.only(shared.names(rule="max"))
+    buffers = shared.only(n for n in shared.names(role="buffer") if by_config[n].rule == "mean")
+    counters = shared.only(n for n in shared.by_name if by_config[n].rule in ("max", "equal"))
     extras = dict(strategy.extra(params))
-    fields = [_section("delta/", f) for s in (params, buffers) for f in s]
-    fields += [replace(f, name=f"count/{f.name}") for f in counters]
-    fields += [_section(f"extra/{what}/", f) for what, s in extras.items() for f in s]
-    return Layout(model, params, buffers, counters, extras, local, Schema(tuple(fields)))
+    fields: list[Field] = []
+    ways: dict[str, How] = {}
+
+    def add(field: Field, way: How) -> None:
+        fields.append(field)
+        ways[field.name] = replace(way, grid=grid(way.bound))
+
+    for f in (*params, *buffers):
+        add(_section("delta/", f), by_config[f.name])
+    for f in counters:
+        add(replace(f, name=f"count/{f.name}"), by_config[f.name])
+    for what, schema in extras.items():
+        for f in schema:
+            prefix = f"extra/{what}/"
+            add(_section(prefix, f), how(f"{prefix}{f.name}", f, sections, codec, bound, extra=what))
+    return Layout(model, params, buffers, counters, extras, local, Schema(tuple(fields)), ways)
 
 
 def _section(prefix: str, f: Field) -> Field:
-    # A change of a 16-bit parameter is sent in 32 bits: most of it would round away.
-    return Field(prefix + f.name, f.shape, "float32" if f.dtype == "float16" else f.dtype)
+    return Field(prefix + f.name, f.shape, sent_dtype(f.dtype))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +159,47 @@ class Head:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Head":
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a device measured of its open update, for the operator: it is shown, and nothing is decided by it.
+
+    `parameters` is the number of elements that were encoded (0: nothing was measured), `nmse` the codec's error
+    ||x - decoded||^2 / ||x||^2 (0 where it loses nothing), `norm` the Euclidean norm of the delta as it was sent, and
+    `encode_s` the seconds that encoding took.
+    """
+
+    parameters: int = 0
+    nmse: float = 0.0
+    norm: float = 0.0
+    encode_s: float = 0.0
+
+    def check(self, most: int = _MOST_PARAMETERS) -> None:
+        """Raise BadBlob, with the reason, for what no update of at most `most` elements can measure."""
+        if not 0 <= self.parameters <= most:
+            raise BadBlob(f"the update is said to hold {self.parameters} parameters: there are 0 to {most}")
+        figures = (
+            ("NMSE", self.nmse, _LARGEST_FIGURE),
+            ("norm", self.norm, _LARGEST_FIGURE),
+            ("time to encode, in seconds,", self.encode_s, _YEAR),
+        )
+        for name, value, largest in figures:
+            if not 0 <= value <= largest:  # nor is NaN
+                raise BadBlob(
+                    f"the update's {name} is said to be {value}: it is a number from 0 to {largest:g}"
+                )
+
+    def bits(self, nbytes: int) -> float:
+        """Bits a parameter of an update of `nbytes` bytes; 0 if nothing was measured."""
+        return 8 * nbytes / self.parameters if self.parameters else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Stats":
         return cls(**value)
 
 

@@ -1,5 +1,6 @@
 """The exact sum, against fractions."""
 
+import hashlib
 from fractions import Fraction
 from functools import reduce
 from itertools import permutations
@@ -11,10 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koinon_core.codec import TILE, Reader, encode
-from koinon_core.errors import BadBlob, UsageError
-from koinon_core.fold import Staged, fold, grid_for, on_grid, snap, verify
+from koinon_core.codecs.tile import Plain, on_grid
+from koinon_core.errors import BadBlob, LocalProtocolError, UsageError
+from koinon_core.fold import (
+    Staged,
+    Sum,
+    check_codecs,
+    counted,
+    grid_for,
+    sum_in_one_piece,
+    verify,
+)
 from koinon_core.schema import Schema, schema_of
+from koinon_core.sections import How
 from koinon_core.tensors import Tensors
+from koinon_core.tiles import Held
 
 BOUND = 1024.0
 values = st.floats(-BOUND, BOUND)
@@ -25,8 +37,21 @@ def stage(tensors: Tensors, weight: int, codec: str = "raw") -> Staged:
     return Staged(weight, Reader(lambda o, n: blob[o : o + n], len(blob), schema_of(tensors), "the update"))
 
 
+def ways(like: Tensors, grid: int = 20, bound: float = BOUND) -> dict[str, How]:
+    return {f.name: How("raw", f.rule, bound, "", grid) for f in schema_of(like)}
+
+
 def joined(staged: list[Staged], like: Tensors, grid: int = 20) -> Tensors:
-    return Tensors(fold(staged, schema_of(like), grid, BOUND))
+    schema, total = schema_of(like), Sum(staged, schema_of(like), ways(like, grid))
+    flat = {
+        f.name: [total.values(f.name, o) for o in range(0, f.size, TILE)] or [np.zeros(0, f.dtype)]
+        for f in schema
+    }
+    return Tensors({f.name: np.concatenate(flat[f.name]).reshape(f.shape) for f in schema})
+
+
+def verified(staged: Staged, like: Tensors) -> None:
+    verify(staged.reader, schema_of(like), ways(like), Held(like))
 
 
 def of(*x: float, dtype: type = np.float64) -> Tensors:
@@ -142,8 +167,8 @@ def test_what_may_not_enter_a_sum_is_refused_with_the_tensors_name(value, senten
     staged = stage(of(0.0, value), 1)
     for refuse in (
         lambda: on_grid(np.array([0.0, value]), 20, BOUND, "x"),
-        lambda: snap(of(0.0, value), 20, BOUND),
-        lambda: verify(staged.reader, schema_of(of(0.0, 0.0)), 20, BOUND),
+        lambda: counted(Plain(np.array([0.0, value])), ways(of(0.0))["x"], "x"),
+        lambda: verified(staged, of(0.0, 0.0)),
         lambda: joined([stage(of(0.0, 0.0), 1), staged], of(0.0, 0.0)),
     ):
         with pytest.raises(BadBlob, match=sentence):
@@ -154,16 +179,16 @@ def test_one_bad_value_in_the_last_tile_is_found():
     x = np.zeros(TILE + 3, np.float32)
     x[-1] = np.nan
     with pytest.raises(BadBlob, match="NaN"):
-        verify(stage(Tensors({"x": x}), 1).reader, schema_of({"x": x}), 20, BOUND)
+        verified(stage(Tensors({"x": x}), 1), Tensors({"x": x}))
 
 
 def test_verify_reads_integers_too():
     x = np.ones(4, bool)
     blob = bytearray(encode(Tensors({"x": x}), schema_of({"x": x}), "raw"))
-    blob[-1] = 2
+    blob[8] = 2
     reader = Reader(lambda o, n: blob[o : o + n], len(blob), schema_of({"x": x}))
     with pytest.raises(BadBlob, match="neither true nor false"):
-        verify(reader, schema_of({"x": x}), 20, BOUND)
+        verified(Staged(1, reader), Tensors({"x": x}))
 
 
 def test_the_bound_itself_and_nothing_are_allowed():
@@ -171,13 +196,50 @@ def test_the_bound_itself_and_nothing_are_allowed():
     assert on_grid(np.zeros((0, 2)), 16, BOUND, "x").shape == (0, 2)
 
 
-def test_what_a_device_snaps_is_what_the_coordinator_counts():
-    x = Tensors({"x": np.random.default_rng(0).uniform(-9, 9, 500), "n": np.array(3)})
-    snapped = snap(x, 18, BOUND)
-    assert joined([stage(x, 7)], x, 18) == snapped
-    assert snap(snapped, 18, BOUND) == snapped
-    assert snapped["x"].tobytes() != x["x"].tobytes()
-    assert snap(of(0.1, dtype=np.float32), 18, BOUND)["x"].dtype == np.float32
+def test_what_a_device_takes_for_counted_is_what_the_coordinator_counts():
+    x = Tensors({"x": np.random.default_rng(0).uniform(-9, 9, 500)})
+    how = ways(x, 18)["x"]
+    taken = Tensors({"x": counted(Plain(x["x"]), how, "x")})
+    assert joined([stage(x, 7)], x, 18) == taken
+    assert counted(Plain(taken["x"]), how, "x").tobytes() == taken["x"].tobytes()
+    assert taken["x"].tobytes() != x["x"].tobytes()
+
+
+def test_what_must_be_equal_is_compared_with_the_model():
+    x = Tensors({"count/x": np.arange(5)})
+    how = {"count/x": How("raw", "equal", BOUND, "")}
+    reader = stage(x, 1).reader
+    verify(reader, schema_of(x), how, Held({"x": np.arange(5)}))
+    with pytest.raises(BadBlob, match="must be equal on all devices"):
+        verify(reader, schema_of(x), how, Held({"x": np.arange(1, 6)}))
+
+
+def test_a_chunk_in_another_codec_than_the_runs_is_refused():
+    x = of(1.0, 2.0)
+    check_codecs(stage(x, 1).reader, ways(x))
+    with pytest.raises(BadBlob, match="came in codec 2 version 1, and this run has 'raw' for it"):
+        check_codecs(stage(x, 1, "lossless").reader, ways(x))
+
+
+def test_the_digest_covers_every_tile_in_one_order_however_they_were_taken():
+    x = Tensors({"a": np.arange(TILE + 3, dtype=np.float32) % 7, "b": np.array([1.0, 2.0])})
+    staged = [stage(x, 2), stage(x, 3)]
+    tiles = [("a", 0), ("a", TILE), ("b", 0)]
+
+    def digest(order, of=staged):
+        total = Sum(of, schema_of(x), ways(x))
+        for name, offset in order:
+            total.exact(name, offset)
+        return total.digest(b"numbers")
+
+    assert digest(tiles) == digest(tiles[::-1]) == digest(tiles, staged[::-1])
+    assert digest(tiles) != digest(tiles, [stage(x, 2), stage(x, 4)])
+    with pytest.raises(LocalProtocolError, match="was never taken"):
+        digest(tiles[1:])
+    whole = hashlib.sha256(b"numbers")
+    for array in x.values():
+        whole.update(np.rint(array * 2.0**20 * 5).astype("<i8").tobytes())
+    assert sum_in_one_piece(staged, schema_of(x), ways(x), b"numbers") == whole.hexdigest()
 
 
 # -- that nothing overflows ---------------------------------------------------------------------------------
@@ -227,7 +289,8 @@ def test_the_worst_case_does_not_wrap_around(sign):
     x = of(sign * bound)
     one = stage(x, weight)
     grid = grid_for(bound=bound, max_weight=weight, devices=devices)
-    assert dict(fold([one] * devices, schema_of(x), grid, bound))["x"].tolist() == [sign * bound]
+    total = Sum([one] * devices, schema_of(x), ways(x, grid, bound))
+    assert total.values("x", 0).tolist() == [sign * bound]
 
 
 def test_an_empty_schema_folds_to_nothing():

@@ -83,7 +83,7 @@ REFUSED = [
     ({"aggregation": "sum"}, "aggregation 'sum' is not in this version"),
     ({"aggregation": []}, "is not in this version"),
     ({"groups": 2}, "groups belong to secure aggregation"),
-    ({"codec": "gzip"}, "there is no codec 'gzip'; this version has lossless, raw"),
+    ({"codec": "gzip"}, "there is no codec 'gzip'; this version has balanced, compact, fine, lossless, raw, thin"),
     # names
     *(({"name": bad}, "a run cannot be called .*use letters, digits") for bad in
       ("", "-a", ".a", "a b", "a/b", "../a", "a\n", "é", "a" * 65)),
@@ -163,7 +163,7 @@ def test_the_sum_is_sized_for_the_most_devices_that_a_round_may_have():
     assert spec().devices == 1024
     assert spec(max_clients=7).devices == 7
     assert spec(clients=10, over_selection=1.25).devices == 13
-    assert (spec().grid, spec(clients=4, max_examples=4).grid) == (22, 40)
+    assert (spec().grid, spec(clients=4, max_examples=4).grid) == (26, 40)
 
 
 # -- there and back -----------------------------------------------------------------------------------------
@@ -191,10 +191,10 @@ def test_a_spec_comes_back_from_its_bytes(**values):
 
 
 def test_the_bytes_hold_every_key_once_and_sorted():
-    whole = spec(retention="keep", models="none")
+    whole = spec(retention="keep", models="none", downlink="snapshot", sections=[{"match": "stat/*"}])
     value = json.loads(whole.encoded)
     assert list(value) == sorted(f.name for f in fields(RunSpec))
-    assert value == asdict(whole)
+    assert value == {**asdict(whole), "sections": list(whole.sections)}
 
 
 def test_what_an_older_version_does_not_know_is_left_out_where_it_says_nothing():

@@ -25,7 +25,6 @@ from koinon_core.strategy import (
     chain,
 )  # fmt: skip
 from koinon_core.strategy.average import FedAvgUniform
-from koinon_core.strategy.runner import close
 from koinon_core.tensors import Tensors
 from koinon_core.update import layout_of
 
@@ -142,7 +141,7 @@ def test_the_sum_does_not_depend_on_the_order_of_arrival():
     t = toy.terms(1)
     made = [toy.contribute(local, {}, strategy.down(state), w, t, i, 5, 0.02)[0] for i in range(4)]
     models = {
-        close(strategy, local.layout, t, w, state, 4, made[i:] + made[:i]).model["x"].tobytes()
+        toy.closed(strategy, local.layout, t, w, state, 4, made[i:] + made[:i]).model["x"].tobytes()
         for i in range(4)
     }
     assert len(models) == 1

@@ -17,7 +17,7 @@ __all__ = ["COLLECTIONS", "Aggregation", "Kind", "Terms"]
 Aggregation = Literal["open", "secure"]
 Kind = Literal["train", "evaluate"]
 
-_LATER = frozenset({"head", "recovery", "patience"})
+_LATER = frozenset({"head", "recovery", "patience", "weights", "sections"})
 """Fields that older versions did not have: left out where they say nothing, so that the terms of a round which was
 opened by such a version keep their digest."""
 
@@ -34,7 +34,8 @@ class Terms:
     """Units: seconds for `deadline`; `bound` is the largest |value| an update may hold and `grid` the number of
     binary places that the exact sum keeps. `head` is the run's history (koinon_core.history) that the round stands
     on, `recovery` how often an operator let the run go on from an older one. `patience` is how long the round waits for
-    its quorum (0: for ever)."""
+    its quorum (0: for ever). `weights` is the digest of the model's tensors, however `model` was encoded, and
+    `sections` that of what the run's config says of single sections."""
 
     run: str
     round: int
@@ -60,6 +61,8 @@ class Terms:
     head: str = ""
     recovery: int = 0
     patience: float = 0.0
+    weights: str = ""
+    sections: str = ""
 
     @property
     def invited(self) -> int:

@@ -13,12 +13,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A device is ready for the next round; `engaged` is the round that it still works on, or 0."""
+    """A device is ready for the next round; `engaged` is the round that it still works on, or 0, and `held` the
+    digest of the tensors of the model that it keeps (None: it never keeps any)."""
 
     at: float
     client: str
     evaluates: bool = False
     engaged: int = 0
+    held: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class Opening:
 @dataclass(frozen=True, slots=True)
 class Folded:
     """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable. `state` and
-    `sum` as in the round's event; `evaluated` of the summed updates evaluated the model that the round began with."""
+    `sum` as in the round's event; `evaluated` of the summed updates evaluated the model that the round began with;
+    `weights` is the digest of the model's tensors."""
 
     at: float
     round: int
@@ -78,6 +81,7 @@ class Folded:
     state: str = ""
     sum: str = ""
     evaluated: int = 0
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from koinon_core import history
-from koinon_core.canonical import sha256
+from koinon_core.canonical import digest_of, sha256
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round
 from koinon_core.round.machine import step as step_round
@@ -45,10 +45,11 @@ _LINKS = 8  # of the history, at hand for the next Ask
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An attached device: whether it waits for work now, and whether it evaluates models."""
+    """An attached device: whether it waits for work now, whether it evaluates models, and the model that it keeps."""
 
     ready: bool
     evaluates: bool
+    held: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class Run:
     spec: RunSpec
     model: str
     down: str = ""
+    weights: str = ""
     status: Status = "running"
     reason: str = ""
     number: int = 0
@@ -175,7 +177,9 @@ def step(run: Run, fact: Fact) -> Moved:
             if run.number != fact.round:
                 return Moved(run)
             event = events.Folded(fact.at, fact.model, fact.state, fact.sum)
-            run = replace(run, model=fact.model, down=fact.down, evaluators=fact.evaluated)
+            run = replace(
+                run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=fact.evaluated
+            )
             return _feed(run, event)
         case Unfoldable(at, number, reason):
             return Moved(run) if run.number != number else _feed(run, events.Unfoldable(at, reason))
@@ -236,7 +240,7 @@ def _renew(run: Run, client: str, at: float) -> Run:
 
 def _offered(run: Run, fact: Offered) -> Moved:
     run = _follows(_renew(run, fact.client, fact.at), fact.client)
-    standing = Standing(ready=True, evaluates=fact.evaluates)
+    standing = Standing(ready=True, evaluates=fact.evaluates, held=fact.held)
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
     if r is None:
@@ -321,6 +325,7 @@ def _opening(run: Run, fact: Opening) -> Moved:
         aggregation=spec.aggregation, groups=spec.groups, goal=goal, quorum=quorum,
         over_selection=spec.over_selection, join_wait=spec.join_wait, deadline=spec.deadline,
         schema=spec.model.digest, strategy=spec.recipe_digest, model=run.model, down=run.down, codec=spec.codec,
+        weights=run.weights, sections=digest_of(list(spec.sections)) if spec.sections else "",
         max_examples=spec.max_examples, bound=spec.bound, grid=spec.grid, seed=spec.seed,
         config=dict(spec.config), head=run.head, recovery=run.recovery,
         patience=spec.lease if run.kind == "evaluate" else 0.0,

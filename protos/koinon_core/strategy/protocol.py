@@ -41,6 +41,7 @@ class Need(Enum):
     NORM = "norm"  # |a|_1 of the local optimizer: plain or momentum SGD only
     MEMORY = "memory"  # a device's own state is part of the server's: one that lost it may not go on
     LOSS_BEFORE = "loss_before"  # the loss at the round's model, before training
+    SQ_NORM = "sq_norm"  # Agg.sq_norm, which costs an elementwise strategy a second reading of the updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Up:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agg:
     """What the server half gets. `mean` and `extra` are weighted means, `totals` sums, `count` the devices in
-    them, `population` all there are (0: not known), `sq_norm` the squared norm of the whole mean."""
+    them, `population` all there are (0: not known), `sq_norm` the squared norm of the whole mean (NaN for an
+    elementwise strategy that does not need it)."""
 
     mean: Tensors
     extra: Mapping[str, Tensors]
@@ -144,7 +146,8 @@ class Base:
 
     Set `revision` up whenever the same fields begin to mean something else: a device with another revision
     declines. `weight` is None for parts that leave the weighting to another part of the chain. `elementwise`
-    promises that `server` treats every element alike, so that it may be called tensor by tensor.
+    promises that `init`, `down` and `server` treat every element alike, so that they may be called with any part of a
+    tensor, flattened: the coordinator then never holds more than a tile, however large the model is.
     """
 
     revision: ClassVar[int] = 1

@@ -1,40 +1,61 @@
-"""Who calls a strategy, when, and with what: the device half (`LocalHalf`) and the server half (`close`).
+"""The device's half of a round: who calls a strategy, when, and with what; and the update that comes of it.
 
-Both are pure. The session, the simulator and the coordinator call the same functions, so a strategy that works
-in one works in all.
+Pure: the session and the simulator call the same functions, so a strategy that works in one works in both. A strategy
+without a device half of its own costs no copy of the model: the update is encoded tile by tile from the weights before
+and after.
 """
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from koinon_core import codec, codecs
-from koinon_core.canonical import canonical, digest_of, sha256
-from koinon_core.codec import Reader
+from koinon_core import codecs
+from koinon_core.blob import Blob
+from koinon_core.canonical import canonical, sha256
+from koinon_core.codec import Writer
+from koinon_core.codecs import Codec, Step
+from koinon_core.draft import Draft, MemoryDraft
 from koinon_core.errors import BadBlob, BadUpdate
-from koinon_core.fold import Staged, fold, snap
+from koinon_core.fold import counted
 from koinon_core.round.terms import Terms
-from koinon_core.strategy.protocol import Agg, Plan, State, Strategy, Up, Work
-from koinon_core.tensors import Tensors
-from koinon_core.update import Head, Layout
+from koinon_core.strategy.chain import Chain
+from koinon_core.strategy.protocol import Base, Plan, State, Strategy, Up, Work
+from koinon_core.tensors import Array, Tensors
+from koinon_core.tiles import Gather, Held, Made, Source, gather, spans
+from koinon_core.update import Head, Layout, Stats
 
-__all__ = ["Closing", "Contribution", "LocalHalf", "Prepared", "close", "metrics_of"]
+__all__ = ["LocalHalf", "Prepared", "has_device_half"]
 
 _OWN = "own"  # the key under which a device keeps the tensors that never leave it
+_RESIDUAL = "residual"  # what a biased codec left out so far, by section: error feedback
+_SDK = (_OWN, _RESIDUAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An update ready to send, and the device state that becomes final when it is counted."""
+    """An update ready to send, the device state that becomes final when it is counted, and what is known of the
+    bytes."""
 
-    blob: bytes
-    digest: str
+    blob: Blob
     head: Head
     pending: State
-    norm: float
+    stats: Stats = field(default_factory=Stats)
+
+
+def has_device_half(strategy: Strategy) -> bool:
+    """Whether any part of a strategy does more on the device than let the owner train."""
+    parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
+    mine = ("begin", "finish", "commit")
+    return any(getattr(type(part), name) is not getattr(Base, name) for part in parts for name in mine)
+
+
+def dither_key(terms: Terms, client: str) -> bytes:
+    """The key of the dither, which is public: one update of a device in a round has one encoding, however often it is
+    made, simulated or deployed."""
+    return bytes.fromhex(sha256(canonical(["koinon dither", terms.seed, terms.round, client])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,152 +65,166 @@ class LocalHalf:
     strategy: Strategy
     layout: Layout
 
-    def weights(self, w: Tensors, state: State) -> Tensors:
+    @property
+    def light(self) -> bool:
+        """Whether a round needs no copy of the weights that it began with."""
+        return not has_device_half(self.strategy)
+
+    def own(self, state: State) -> Tensors:
+        """The tensors that never leave the device, as far as it has some."""
+        return state.get(_OWN, Tensors())
+
+    def weights(self, w: Source, state: State) -> Source:
         """What the device trains from: the round's model, with its own tensors where it has some."""
-        own = state.get(_OWN, Tensors())
-        return Tensors({n: own.get(n, a) for n, a in w.items()})
+        own = self.own(state)
+        mine = Held(own)
+        return Made(lambda name, offset: (mine if name in own else w).values(name, offset))
 
     def begin(self, state: State, down: State, w: Tensors) -> Plan:
-        return self.strategy.begin(_without_own(state), down, w.select(self.layout.params.by_name))
+        return self.strategy.begin(_without_sdk(state), down, w)
 
     def prepare(
-        self, *, state: State, down: State, work: Work, start: Tensors, end: Tensors, terms: Terms, head: Head
-    ) -> Prepared:
-        """The update from weights `start` to `end`. BadUpdate, in one sentence, if it may not be sent."""
-        layout, mine = self.layout, _without_own(state)
-        delta = end.select(layout.params.by_name) - start.select(layout.params.by_name)
-        learned = Up(delta)
-        up = self.strategy.finish(mine, down, work, learned)
-        buffers = end.select(layout.buffers.by_name) - start.select(layout.buffers.by_name)
-        sections = layout.join(up, buffers, end.select(layout.counters.by_name))
+        self, *, state: State, down: State, work: Work, start: Source, end: Source, terms: Terms, head: Head,
+        client: str, draft: Draft | None = None,
+    ) -> Prepared:  # fmt: skip
+        """The update from weights `start` to `end`, written into `draft`. BadUpdate, in one sentence, if it may not be
+        sent."""
+        layout, mine = self.layout.under(terms), _without_sdk(state)
+        changes = Made(lambda name, offset: _change(layout, start, end, name, offset))
+        learned, up = None, Up(Tensors())
+        if not self.light:
+            learned = Up(gather(Made(lambda n, o: changes.values(f"delta/{n}", o)), layout.params))
+            up = self.strategy.finish(mine, down, work, learned)
         head = replace(head, totals=dict(up.totals))
+        source = changes if learned is None else _finished(layout, up, changes)
         try:
             head.check(trained=True, max_examples=terms.max_examples, totals=self.strategy.totals())
-            blob = codec.encode(sections, layout.update, terms.codec)
-            exact = codecs.by_name(terms.codec).exact
-            arrives = sections if exact else codec.decode(blob, layout.update)
-            sent = layout.split(snap(arrives, terms.grid, terms.bound), head.totals)
+            encoder = _Encoder(layout, source, state.get(_RESIDUAL, Tensors()), dither_key(terms, client))
+            blob, sent = encoder.write(draft or MemoryDraft(), keep=learned is not None)
         except BadBlob as error:
             raise BadUpdate(f"this update is not sent: {error}") from error
-        committed = dict(self.strategy.commit(mine, down, work, learned, sent))
+        committed: dict[str, Tensors] = {}
+        if learned is not None:
+            assert sent is not None
+            committed |= self.strategy.commit(mine, down, work, learned, layout.split(sent, head.totals))
+        if encoder.residual:
+            committed[_RESIDUAL] = Tensors(encoder.residual)
         if layout.local:
-            committed[_OWN] = Tensors(end.select(layout.local), copy=True)
-        return Prepared(blob, sha256(blob), head, committed, delta.norm())
+            committed[_OWN] = gather(end, layout.model.only(layout.local))
+        return Prepared(blob, head, committed, encoder.stats)
 
 
-def _without_own(state: State) -> State:
-    return {n: t for n, t in state.items() if n != _OWN}
+def _without_sdk(state: State) -> State:
+    return {n: t for n, t in state.items() if n not in _SDK}
 
 
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """One accepted update at the coordinator. `reader` is None in a round that only evaluates."""
-
-    client: str
-    head: Head
-    reader: Reader | None
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """What a round made: the next model and the strategy's next state, the metrics of its participants, and the
-    digest of the sum: its integers, and the numbers that were joined beside it."""
-
-    model: Tensors
-    state: State
-    metrics: Mapping[str, float]
-    sum: str
+def _change(layout: Layout, start: Source, end: Source, name: str, offset: int) -> Array:
+    """A tile of a section: what changed, or for a counter what it is."""
+    kind, _, tensor = name.partition("/")
+    after: Array = end.values(tensor, offset)
+    if kind == "count":
+        return after
+    # In the section's dtype, which is never less than 32 bits.
+    dtype = layout.update.by_name[name].dtype
+    before = start.values(tensor, offset).astype(dtype, copy=False)
+    changed: Array = after.astype(dtype, copy=False) - before
+    return changed
 
 
-def close(
-    strategy: Strategy, layout: Layout, terms: Terms, w: Tensors, state: State, population: int,
-    contributions: Sequence[Contribution],
-) -> Closing:  # fmt: skip
-    """Sum the contributions and take the strategy's step. BadBlob if no finite model comes of it.
-
-    The result depends on the set of contributions alone: not on their order, nor on threads.
-    """
-    metrics = metrics_of(contributions)
-    trained = terms.kind == "train"
-    totals = {n: math.fsum(c.head.totals[n] for c in contributions) for n in strategy.totals() if trained}
-    numbers = canonical({"count": len(contributions), "metrics": metrics, "totals": totals})
-    if not trained:
-        return Closing(w, state, metrics, sha256(numbers))
-    by_examples = strategy.weight != "uniform"
-    staged = [
-        Staged(c.head.examples if by_examples else 1, c.reader) for c in contributions if c.reader is not None
-    ]
-    digest = hashlib.sha256(numbers)
-    mean = Tensors(fold(staged, layout.update, terms.grid, terms.bound, digest.update))
-    agg = _aggregate(layout, mean, totals, len(staged), sum(s.weight for s in staged), population)
-    step, next_state = _server(strategy, state, agg, _rng(terms))
-    model = _apply(layout, w, step, mean)
-    metrics["step.norm"] = step.norm()
-    return Closing(model, next_state, metrics, digest.hexdigest())
+def _finished(layout: Layout, up: Up, changes: Source) -> Source:
+    """The sections of an update that the strategy has finished; buffers and counters go along as they are."""
+    made = layout.join(up, Tensors(), Tensors())
+    held = Held(made)
+    return Made(lambda name, offset: (held if name in made else changes).values(name, offset))
 
 
-def _aggregate(
-    layout: Layout, mean: Tensors, totals: Mapping[str, float], count: int, weight: int, population: int
-) -> Agg:
-    up = layout.split(mean, totals)
-    return Agg(
-        mean=up.delta, extra=up.extra, totals=totals, count=count, weight=float(weight),
-        population=population, sq_norm=up.delta.dot(up.delta),
-    )  # fmt: skip
+class _Encoder:
+    """Writes an update: a first pass over lossy sections for their groups' steps, a second one that encodes."""
 
+    def __init__(self, layout: Layout, source: Source, residual: Tensors, key: bytes):
+        self._layout, self._source, self._old = layout, source, residual
+        self._codecs = {name: codecs.by_name(how.codec) for name, how in layout.how.items()}
+        found = ((name, codecs.quantiser(how.codec)) for name, how in layout.how.items())
+        self._lossy = {name: quantiser for name, quantiser in found if quantiser is not None}
+        self._key = key if self._lossy else b""
+        self.residual: dict[str, Array] = {}
+        """What biased codecs left out, by section."""
+        self.stats = Stats()
 
-def _server(strategy: Strategy, state: State, agg: Agg, rng: np.random.Generator) -> tuple[Tensors, State]:
-    """The strategy's step: tensor by tensor where it allows it, so that its temporaries stay small."""
-    if not strategy.elementwise:
-        after, next_state = strategy.server(state, agg, rng)
-        return after.mean, next_state
-    steps: dict[str, np.ndarray] = {}
-    states: dict[str, dict[str, np.ndarray]] = {what: {} for what in state}
-    for name in agg.mean:
-        share = replace(
-            agg,
-            mean=agg.mean.select([name]),
-            extra={what: t.select([name]) for what, t in agg.extra.items()},
+    def write(self, draft: Draft, *, keep: bool) -> tuple[Blob, Tensors | None]:
+        """The blob, and with `keep` what the coordinator will count of it."""
+        steps, lossy = self._steps()
+        writer = Writer(draft.write, self._layout.update, lambda name: steps[name], key=self._key)
+        sent = Gather(self._layout.update) if keep else None
+        self._errors, self._exact = 0.0, 0.0
+        for section in self._layout.update:
+            biased = section.name in self._lossy and self._lossy[section.name].biased
+            left = np.empty(section.size, dtype=section.dtype) if biased else None
+            for offset, _ in spans(section):
+                arrives, missed = self._put(writer, section.name, offset, keep)
+                if sent is not None:
+                    sent.put(section.name, offset, arrives)
+                if left is not None:
+                    left[offset : offset + missed.size] = missed
+            if left is not None:
+                self.residual[section.name] = left.reshape(section.shape)
+        writer.close()
+        squares = sum(lossy.values())
+        self.stats = Stats(
+            parameters=self._layout.update.size,
+            nmse=self._errors / squares if squares else 0.0,
+            norm=math.sqrt(squares + self._exact),
         )
-        after, part = strategy.server({what: t.select([name]) for what, t in state.items()}, share, rng)
-        steps[name] = after.mean[name]
-        for what, tensors in part.items():
-            states[what][name] = tensors[name]
-    return Tensors(steps), {what: Tensors(arrays) for what, arrays in states.items()}
+        return draft.finish(), sent.tensors if sent is not None else None
+
+    def _put(self, writer: Writer, name: str, offset: int, keep: bool) -> tuple[Array, Array]:
+        """Write a tile. Returns what arrives of it (where that is kept or lossy), and what does not."""
+        values, how = self._values(name, offset), self._layout.how[name]
+        writer.put(name, offset, values)
+        if how.rule != "mean":
+            return values, values
+        if name not in self._lossy:
+            self._exact += square(values)
+            if keep:
+                return counted(writer.again(), how, name), values
+            writer.again().check(how.grid, how.bound, name)
+            return values, values
+        arrives = counted(writer.again(), how, name)
+        missed: Array = values - arrives.astype(values.dtype, copy=False)
+        self._errors += square(missed)
+        return arrives, missed
+
+    def _values(self, name: str, offset: int) -> Array:
+        values = self._source.values(name, offset)
+        if name in self._old:
+            values = values + self._old[name].reshape(-1)[offset : offset + values.size]
+        return values
+
+    def _steps(self) -> tuple[Mapping[str, tuple[Codec, Step | None]], Mapping[str, float]]:
+        """Each section's codec with its group's step; and each group's sum of squares."""
+        squares: dict[str, float] = defaultdict(float)
+        sizes: dict[str, int] = defaultdict(int)
+        for section in self._layout.update:
+            if section.name in self._lossy:
+                group = self._layout.how[section.name].group
+                sizes[group] += section.size
+                for offset, _ in spans(section):
+                    squares[group] += square(self._values(section.name, offset))
+        steps: dict[str, tuple[Codec, Step | None]] = {}
+        for name, codec in self._codecs.items():
+            how, step = self._layout.how[name], None
+            if name in self._lossy:
+                rms = math.sqrt(squares[how.group] / max(1, sizes[how.group]))
+                step = self._lossy[name].step_for(rms, how.grid)
+            steps[name] = (codec, step)
+        return steps, squares
 
 
-def _apply(layout: Layout, w: Tensors, step: Tensors, mean: Tensors) -> Tensors:
-    model = dict(w)
-    for name in layout.params.by_name:
-        model[name] = (w[name] + step[name]).astype(w[name].dtype, copy=False)
-    for name in layout.buffers.by_name:
-        model[name] = (w[name] + mean[f"delta/{name}"]).astype(w[name].dtype, copy=False)
-    for name in layout.counters.by_name:
-        model[name] = mean[f"count/{name}"]
-    for name, array in model.items():
-        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
-            raise BadBlob(f"the strategy's step made {name!r} NaN or Inf; lower its learning rate")
-    return Tensors(model)
+_BLOCK = 1 << 16
 
 
-def _rng(terms: Terms) -> np.random.Generator:
-    key = int(digest_of(["server", terms.seed, terms.round])[:32], 16)
-    return np.random.Generator(np.random.Philox(key=key))
-
-
-def metrics_of(contributions: Sequence[Contribution]) -> dict[str, float]:
-    """`train.NAME` and `eval.NAME`: means over the devices by their number of examples, rounded once. And
-    `examples`, their sum."""
-    sums: dict[str, tuple[list[float], list[int]]] = {}
-    for c in contributions:
-        for prefix, metrics, n in (
-            ("train", c.head.training, c.head.examples),
-            ("eval", c.head.evaluation, c.head.evaluation_examples),
-        ):
-            for name, value in metrics.items():
-                values, weights = sums.setdefault(f"{prefix}.{name}", ([], []))
-                values.append(value * n)
-                weights.append(n)
-    means = {name: math.fsum(v) / sum(n) for name, (v, n) in sorted(sums.items()) if sum(n)}
-    examples = sum(c.head.examples for c in contributions)
-    return {"examples": float(examples), **means} if examples else means
+def square(values: Array) -> float:
+    """The sum of squares, good to six digits: for a step and for what is shown, not for what is counted."""
+    flat = values.reshape(-1)
+    blocks = (flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK))
+    return math.fsum(float(np.dot(block, block)) for block in blocks)

@@ -10,12 +10,13 @@ from koinon_core.canonical import sha256
 from koinon_core.errors import KoinonError, RemoteProtocolError, from_code
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
-from koinon_core.update import Head
+from koinon_core.update import Head, Stats
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = [
     "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "envelope", "head_from", "head_to", "hello", "joined",
-    "links_from", "links_to", "receipt", "standing", "standing_from", "trouble", "trouble_from", "verdict_from",
+    "links_from", "links_to", "receipt", "standing", "standing_from", "stats_from", "stats_to", "trouble",
+    "trouble_from", "verdict_from",
 ]  # fmt: skip
 
 INLINE = 64 * 1024
@@ -100,6 +101,16 @@ def head_from(message: pb.Head) -> Head:
         evaluation=dict(message.evaluation), evaluation_examples=message.evaluation_examples,
         steps=message.steps,
     )  # fmt: skip
+
+
+def stats_to(stats: Stats) -> pb.Stats:
+    return pb.Stats(parameters=stats.parameters, nmse=stats.nmse, norm=stats.norm, encode_s=stats.encode_s)
+
+
+def stats_from(message: pb.Stats) -> Stats:
+    return Stats(
+        parameters=message.parameters, nmse=message.nmse, norm=message.norm, encode_s=message.encode_s
+    )
 
 
 def receipt(run: str, round_: int, verdict: Verdict, reason: str) -> pb.CoordinatorMessage:

@@ -72,3 +72,6 @@ class RUNS:
     EXPORT = Method("RunsService", "Export", "unary_stream", runs_pb2.ExportRequest, runs_pb2.ExportResponse)
     AUDIT = Method("RunsService", "Audit", "unary_stream", runs_pb2.AuditRequest, runs_pb2.AuditResponse)
     REPLAY = Method("RunsService", "Replay", "unary_stream", runs_pb2.ReplayRequest, runs_pb2.ReplayResponse)
+    UPDATES = Method(
+        "RunsService", "Updates", "unary_stream", runs_pb2.UpdatesRequest, runs_pb2.UpdatesResponse
+    )

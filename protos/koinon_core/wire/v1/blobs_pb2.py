@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkoinon_core/wire/v1/blobs.proto\x12\tkoinon.v1\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\" \n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"P\n\rUploadRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.koinon.v1.UploadStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"W\n\x0bUploadStart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x04\"2\n\x0eUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"9\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\"0\n\x0cStatResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x32\xcf\x01\n\x0c\x42lobsService\x12\x45\n\x08\x44ownload\x12\x1a.koinon.v1.DownloadRequest\x1a\x1b.koinon.v1.DownloadResponse0\x01\x12?\n\x06Upload\x12\x18.koinon.v1.UploadRequest\x1a\x19.koinon.v1.UploadResponse(\x01\x12\x37\n\x04Stat\x12\x16.koinon.v1.StatRequest\x1a\x17.koinon.v1.StatResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkoinon_core/wire/v1/blobs.proto\x12\tkoinon.v1\"N\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04most\x18\x04 \x01(\r\" \n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"P\n\rUploadRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.koinon.v1.UploadStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"W\n\x0bUploadStart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x04\"2\n\x0eUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"9\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\"?\n\x0cStatResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\r\n\x05turns\x18\x03 \x01(\x08\x32\xcf\x01\n\x0c\x42lobsService\x12\x45\n\x08\x44ownload\x12\x1a.koinon.v1.DownloadRequest\x1a\x1b.koinon.v1.DownloadResponse0\x01\x12?\n\x06Upload\x12\x18.koinon.v1.UploadRequest\x1a\x19.koinon.v1.UploadResponse(\x01\x12\x37\n\x04Stat\x12\x16.koinon.v1.StatRequest\x1a\x17.koinon.v1.StatResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'koinon_core.wire.v1.blobs_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DOWNLOADREQUEST']._serialized_start=46
-  _globals['_DOWNLOADREQUEST']._serialized_end=95
-  _globals['_DOWNLOADRESPONSE']._serialized_start=97
-  _globals['_DOWNLOADRESPONSE']._serialized_end=129
-  _globals['_UPLOADREQUEST']._serialized_start=131
-  _globals['_UPLOADREQUEST']._serialized_end=211
-  _globals['_UPLOADSTART']._serialized_start=213
-  _globals['_UPLOADSTART']._serialized_end=300
-  _globals['_UPLOADRESPONSE']._serialized_start=302
-  _globals['_UPLOADRESPONSE']._serialized_end=352
-  _globals['_STATREQUEST']._serialized_start=354
-  _globals['_STATREQUEST']._serialized_end=411
-  _globals['_STATRESPONSE']._serialized_start=413
-  _globals['_STATRESPONSE']._serialized_end=461
-  _globals['_BLOBSSERVICE']._serialized_start=464
-  _globals['_BLOBSSERVICE']._serialized_end=671
+  _globals['_DOWNLOADREQUEST']._serialized_end=124
+  _globals['_DOWNLOADRESPONSE']._serialized_start=126
+  _globals['_DOWNLOADRESPONSE']._serialized_end=158
+  _globals['_UPLOADREQUEST']._serialized_start=160
+  _globals['_UPLOADREQUEST']._serialized_end=240
+  _globals['_UPLOADSTART']._serialized_start=242
+  _globals['_UPLOADSTART']._serialized_end=329
+  _globals['_UPLOADRESPONSE']._serialized_start=331
+  _globals['_UPLOADRESPONSE']._serialized_end=381
+  _globals['_STATREQUEST']._serialized_start=383
+  _globals['_STATREQUEST']._serialized_end=440
+  _globals['_STATRESPONSE']._serialized_start=442
+  _globals['_STATRESPONSE']._serialized_end=505
+  _globals['_BLOBSSERVICE']._serialized_start=508
+  _globals['_BLOBSSERVICE']._serialized_end=715
 # @@protoc_insertion_point(module_scope)

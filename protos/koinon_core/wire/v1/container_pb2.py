@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#koinon_core/wire/v1/container.proto\x12\tkoinon.v1\"i\n\x08Manifest\x12\x15\n\rschema_digest\x18\x01 \x01(\x0c\x12$\n\x08sections\x18\x02 \x03(\x0b\x32\x12.koinon.v1.Section\x12 \n\x06\x63hunks\x18\x03 \x03(\x0b\x32\x10.koinon.v1.Chunk\"5\n\x07Section\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"k\n\x05\x43hunk\x12\x0f\n\x07section\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\r\n\x05\x63odec\x18\x04 \x01(\r\x12\x15\n\rcodec_version\x18\x05 \x01(\r\x12\x0c\n\x04size\x18\x06 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#koinon_core/wire/v1/container.proto\x12\tkoinon.v1\"\x84\x01\n\x08Manifest\x12\x15\n\rschema_digest\x18\x01 \x01(\x0c\x12$\n\x08sections\x18\x02 \x03(\x0b\x32\x12.koinon.v1.Section\x12 \n\x06\x63hunks\x18\x03 \x03(\x0b\x32\x10.koinon.v1.Chunk\x12\x0b\n\x03key\x18\x04 \x01(\x0c\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\x0c\"5\n\x07Section\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"k\n\x05\x43hunk\x12\x0f\n\x07section\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\r\n\x05\x63odec\x18\x04 \x01(\r\x12\x15\n\rcodec_version\x18\x05 \x01(\r\x12\x0c\n\x04size\x18\x06 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'koinon_core.wire.v1.container_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MANIFEST']._serialized_start=50
-  _globals['_MANIFEST']._serialized_end=155
-  _globals['_SECTION']._serialized_start=157
-  _globals['_SECTION']._serialized_end=210
-  _globals['_CHUNK']._serialized_start=212
-  _globals['_CHUNK']._serialized_end=319
+  _globals['_MANIFEST']._serialized_start=51
+  _globals['_MANIFEST']._serialized_end=183
+  _globals['_SECTION']._serialized_start=185
+  _globals['_SECTION']._serialized_end=238
+  _globals['_CHUNK']._serialized_start=240
+  _globals['_CHUNK']._serialized_end=347
 # @@protoc_insertion_point(module_scope)

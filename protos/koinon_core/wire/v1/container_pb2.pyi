@@ -7,14 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Manifest(_message.Message):
-    __slots__ = ("schema_digest", "sections", "chunks")
+    __slots__ = ("schema_digest", "sections", "chunks", "key", "base")
     SCHEMA_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SECTIONS_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     schema_digest: bytes
     sections: _containers.RepeatedCompositeFieldContainer[Section]
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
-    def __init__(self, schema_digest: _Optional[bytes] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+    key: bytes
+    base: bytes
+    def __init__(self, schema_digest: _Optional[bytes] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., key: _Optional[bytes] = ..., base: _Optional[bytes] = ...) -> None: ...
 
 class Section(_message.Message):
     __slots__ = ("name", "dtype", "shape")

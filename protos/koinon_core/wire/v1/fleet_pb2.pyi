@@ -145,17 +145,19 @@ class Joined(_message.Message):
     def __init__(self, run: _Optional[str] = ..., spec: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("run", "evaluates", "engaged")
+    __slots__ = ("run", "evaluates", "engaged", "held")
     RUN_FIELD_NUMBER: _ClassVar[int]
     EVALUATES_FIELD_NUMBER: _ClassVar[int]
     ENGAGED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     run: str
     evaluates: bool
     engaged: int
-    def __init__(self, run: _Optional[str] = ..., evaluates: bool = ..., engaged: _Optional[int] = ...) -> None: ...
+    held: str
+    def __init__(self, run: _Optional[str] = ..., evaluates: bool = ..., engaged: _Optional[int] = ..., held: _Optional[str] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("run", "round", "terms", "model", "down", "epoch", "links")
+    __slots__ = ("run", "round", "terms", "model", "down", "epoch", "links", "delta", "delta_base")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +165,8 @@ class Ask(_message.Message):
     DOWN_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    DELTA_BASE_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     terms: bytes
@@ -170,7 +174,9 @@ class Ask(_message.Message):
     down: Content
     epoch: int
     links: _containers.RepeatedCompositeFieldContainer[Link]
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms: _Optional[bytes] = ..., model: _Optional[_Union[Content, _Mapping]] = ..., down: _Optional[_Union[Content, _Mapping]] = ..., epoch: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ...) -> None: ...
+    delta: Content
+    delta_base: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms: _Optional[bytes] = ..., model: _Optional[_Union[Content, _Mapping]] = ..., down: _Optional[_Union[Content, _Mapping]] = ..., epoch: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., delta: _Optional[_Union[Content, _Mapping]] = ..., delta_base: _Optional[str] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("digest", "size", "inline")
@@ -183,18 +189,20 @@ class Content(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., inline: _Optional[bytes] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("run", "round", "terms_digest", "update", "head")
+    __slots__ = ("run", "round", "terms_digest", "update", "head", "stats")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TERMS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     terms_digest: str
     update: Content
     head: Head
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms_digest: _Optional[str] = ..., update: _Optional[_Union[Content, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ...) -> None: ...
+    stats: Stats
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms_digest: _Optional[str] = ..., update: _Optional[_Union[Content, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., stats: _Optional[_Union[Stats, _Mapping]] = ...) -> None: ...
 
 class Head(_message.Message):
     __slots__ = ("examples", "totals", "training", "evaluation", "evaluation_examples", "steps")
@@ -232,6 +240,18 @@ class Head(_message.Message):
     evaluation_examples: int
     steps: int
     def __init__(self, examples: _Optional[int] = ..., totals: _Optional[_Mapping[str, float]] = ..., training: _Optional[_Mapping[str, float]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., evaluation_examples: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class Stats(_message.Message):
+    __slots__ = ("parameters", "nmse", "norm", "encode_s")
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    NMSE_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_S_FIELD_NUMBER: _ClassVar[int]
+    parameters: int
+    nmse: float
+    norm: float
+    encode_s: float
+    def __init__(self, parameters: _Optional[int] = ..., nmse: _Optional[float] = ..., norm: _Optional[float] = ..., encode_s: _Optional[float] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "round", "code", "detail")

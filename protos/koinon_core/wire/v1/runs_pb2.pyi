@@ -1,3 +1,4 @@
+from koinon_core.wire.v1 import fleet_pb2 as _fleet_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -85,7 +86,7 @@ class GetResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., spec: _Optional[bytes] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ..., incidents: _Optional[_Iterable[_Union[Incident, _Mapping]]] = ..., attached: _Optional[_Iterable[str]] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., audit_number: _Optional[int] = ..., audit_hash: _Optional[str] = ...) -> None: ...
 
 class RoundInfo(_message.Message):
-    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head")
+    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head", "bits", "nmse", "upload_s", "fold_s")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +108,10 @@ class RoundInfo(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    NMSE_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_S_FIELD_NUMBER: _ClassVar[int]
+    FOLD_S_FIELD_NUMBER: _ClassVar[int]
     number: int
     kind: str
     status: str
@@ -121,7 +126,11 @@ class RoundInfo(_message.Message):
     bytes_down: int
     model_digest: str
     head: str
-    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ...) -> None: ...
+    bits: float
+    nmse: float
+    upload_s: float
+    fold_s: float
+    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., bits: _Optional[float] = ..., nmse: _Optional[float] = ..., upload_s: _Optional[float] = ..., fold_s: _Optional[float] = ...) -> None: ...
 
 class ParticipantInfo(_message.Message):
     __slots__ = ("client", "status", "reason", "answered_at", "bytes_up", "examples")
@@ -242,3 +251,47 @@ class ReplayResponse(_message.Message):
     verdict: str
     detail: str
     def __init__(self, round: _Optional[int] = ..., verdict: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class UpdatesRequest(_message.Message):
+    __slots__ = ("run", "round", "client")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    client: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ...) -> None: ...
+
+class UpdatesResponse(_message.Message):
+    __slots__ = ("updates",)
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    updates: _containers.RepeatedCompositeFieldContainer[UpdateInfo]
+    def __init__(self, updates: _Optional[_Iterable[_Union[UpdateInfo, _Mapping]]] = ...) -> None: ...
+
+class UpdateInfo(_message.Message):
+    __slots__ = ("round", "client", "digest", "codec", "bytes", "at", "status", "reason", "kept", "upload_s", "head", "stats")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_S_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    client: str
+    digest: str
+    codec: str
+    bytes: int
+    at: float
+    status: str
+    reason: str
+    kept: bool
+    upload_s: float
+    head: _fleet_pb2.Head
+    stats: _fleet_pb2.Stats
+    def __init__(self, round: _Optional[int] = ..., client: _Optional[str] = ..., digest: _Optional[str] = ..., codec: _Optional[str] = ..., bytes: _Optional[int] = ..., at: _Optional[float] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., kept: bool = ..., upload_s: _Optional[float] = ..., head: _Optional[_Union[_fleet_pb2.Head, _Mapping]] = ..., stats: _Optional[_Union[_fleet_pb2.Stats, _Mapping]] = ...) -> None: ...

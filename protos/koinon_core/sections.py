@@ -1,0 +1,137 @@
+"""Sections: how each kind of tensor travels and is joined, by default and where the run's config says otherwise.
+
+    kind      what                                    joined by   codec
+    param     trained parameters                      mean        the run's
+    lora_a    LoRA's A matrices                       mean        the run's
+    lora_b    LoRA's B matrices                       mean        the run's
+    extra     what the strategy sends beside them     mean        the run's
+    stat      running statistics (BatchNorm)          mean        lossless, where the run's is lossy
+    buffer    other float buffers                     mean        lossless, where the run's is lossy
+    count     integers                                max         lossless, where the run's is lossy
+
+`mean` is the weighted mean of changes; `max` the largest value; `equal` is what all must have alike, so that an update
+that differs is refused; `local` stays on the device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any, Self, get_args
+
+from koinon_core import codecs
+from koinon_core.errors import UsageError
+from koinon_core.schema import FLOATS, Field, Rule
+
+__all__ = ["How", "Section", "group_of", "how", "kind_of", "sent_dtype"]
+
+_STATISTICS = ("running_mean", "running_var")
+_KINDS = ("param", "lora_a", "lora_b", "extra", "stat", "buffer", "count")
+_TRAINED = ("param", "lora_a", "lora_b", "extra")
+_BUFFER_BOUND = 1024.0  # a variance may be larger than any change of a weight
+
+
+def kind_of(field: Field) -> str:
+    """The kind of a tensor of the model, by its role, its dtype and its name."""
+    if field.role == "param":
+        parts = field.name.lower().split(".")
+        return "lora_a" if "lora_a" in parts else "lora_b" if "lora_b" in parts else "param"
+    if field.dtype not in FLOATS:
+        return "count"
+    return "stat" if field.name.rpartition(".")[2] in _STATISTICS else "buffer"
+
+
+def group_of(name: str, field: Field) -> str:
+    """Sections of one group share the step of a quantiser: sizes of changes differ between matrices and vectors
+    (biases, norms), between LoRA's two factors, and between what is averaged side by side."""
+    what = name.rpartition(f"/{field.name}")[0]
+    return f"{what}:{kind_of(field)}:{'vector' if len(field.shape) < 2 else 'matrix'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """What the run's config says of the tensors whose KIND/NAME matches a shell pattern (`stat/*`, `param/*.bias`,
+    `extra/control/*`). What is None is as the kind has it; of several that match, the first holds."""
+
+    match: str
+    codec: str | None = None
+    rule: Rule | None = None
+    bound: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.match, str) or self.match.partition("/")[0] not in (*_KINDS, "*"):
+            raise UsageError(
+                f"match = {self.match!r} in the run's [[sections]] must begin with a kind ({', '.join(_KINDS)}) and "
+                "a slash, for example 'stat/*'"
+            )
+        if self.codec is not None:
+            codecs.by_name(self.codec)
+        if self.rule is not None and self.rule not in get_args(Rule):
+            raise UsageError(
+                f"rule = {self.rule!r} of {self.match!r} must be one of {', '.join(get_args(Rule))}"
+            )
+        if self.bound is not None and not 0 < self.bound < 2.0**60:
+            raise UsageError(f"bound = {self.bound} of {self.match!r} must be a number above 0")
+
+    @classmethod
+    def make(cls, values: Any) -> Self:
+        """From a table of the run's config."""
+        allowed = [f.name for f in fields(cls)]
+        if not isinstance(values, Mapping) or (unknown := values.keys() - set(allowed)):
+            key = min(unknown) if isinstance(values, Mapping) else values
+            raise UsageError(f"the run's [[sections]] have no key {key!r}; there are {', '.join(allowed)}")
+        if "match" not in values:
+            raise UsageError("one of the run's [[sections]] has no match; say which tensors it is about")
+        bound = values.get("bound")
+        return cls(**{**values, "bound": float(bound)} if isinstance(bound, int) else values)
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How one section travels: its codec by name, how it is joined, its largest |value|, its group's name, and the
+    binary places of its exact sum."""
+
+    codec: str
+    rule: Rule
+    bound: float
+    group: str
+    grid: int = 0
+
+
+def how(
+    name: str, field: Field, sections: Sequence[Section], codec: str, bound: float, *, extra: str = ""
+) -> How:
+    """How the section `name`, which is about the model's `field`, travels in a run with this `codec` and `bound`.
+    `extra` is what it is beside the delta. UsageError where the run's config asks for what cannot be."""
+    kind = "extra" if extra else kind_of(field)
+    label = f"extra/{extra}/{field.name}" if extra else f"{kind}/{field.name}"
+    said = next((s for s in sections if fnmatchcase(label, s.match)), None)
+    trained = kind in _TRAINED
+    lossless_here = not trained and not codecs.by_name(codec).exact
+    default = How(
+        "lossless" if lossless_here else codec,
+        "mean" if trained else field.rule,
+        bound if trained else max(bound, _BUFFER_BOUND),
+        group_of(name, field),
+    )
+    if said is None:
+        return default
+    rule, chosen = said.rule or default.rule, said.codec or default.codec
+    if trained and rule not in ("mean", "local"):
+        raise UsageError(f"{label} is trained and can be joined by mean or stay local, not by {rule}")
+    if kind == "extra" and rule != "mean":
+        raise UsageError(f"{label} belongs to the strategy, which joins it by mean")
+    if rule == "mean" and field.dtype not in FLOATS:
+        raise UsageError(
+            f"{label} is {field.dtype}, and half a counter means nothing: use max, equal or local"
+        )
+    lossy = not codecs.by_name(chosen).exact
+    if lossy and (rule in ("max", "equal") or not codecs.by_name(chosen).takes(sent_dtype(field.dtype))):
+        raise UsageError(
+            f"{label} is joined by {rule} as {field.dtype}, and must be lossless; drop its codec"
+        )
+    return How(chosen, rule, said.bound or default.bound, default.group)
+
+
+def sent_dtype(dtype: str) -> str:
+    """The dtype in which a change travels. That of a 16-bit parameter has 32: most of it would round away in 16."""
+    return "float32" if dtype == "float16" else dtype

@@ -1,0 +1,234 @@
+"""Closing a round, the server's half: the sum of the contributions, the strategy's step, the next model, tile by tile.
+
+Pure: what it reads comes through sources, what it makes goes into sinks, and but for strategies that are not
+elementwise nothing larger than a tile is held, however large the model is. The simulator and the coordinator call
+this same function.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from koinon_core import exact
+from koinon_core.canonical import canonical, digest_of, sha256
+from koinon_core.codec import Reader
+from koinon_core.errors import BadBlob
+from koinon_core.fold import Staged, Sum
+from koinon_core.round.terms import Terms
+from koinon_core.schema import Schema
+from koinon_core.strategy.protocol import Agg, Need, State, Strategy
+from koinon_core.strategy.shape import Shape, keeps_shape, put_all, put_tile, state_tile
+from koinon_core.tensors import Array, Tensors
+from koinon_core.tiles import Held, Sink, Source, gather, spans
+from koinon_core.update import Head, Layout, unpack_state
+
+__all__ = [
+    "Closing", "Contribution", "Into", "close", "digest_of_tensors", "evaluate", "metrics_of", "numbers_of", "staged",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One accepted update at the coordinator. `reader` is None in a round that only evaluates."""
+
+    client: str
+    head: Head
+    reader: Reader | None
+
+
+@dataclass(frozen=True, slots=True)
+class Into:
+    """Where a round's outcome goes: the next model, the strategy's next state, and its part for devices."""
+
+    model: Sink
+    state: Sink
+    down: Sink
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What a round made, beside what went into its sinks: the metrics of its participants, the digest of the sum (its
+    integers, and the numbers that were joined beside it), and the digest of the next model's tensors."""
+
+    metrics: Mapping[str, float]
+    sum: str
+    weights: str = ""
+
+
+def close(
+    strategy: Strategy, layout: Layout, shape: Shape, terms: Terms, population: int, w: Source, state: Source,
+    contributions: Sequence[Contribution], into: Into,
+) -> Closing:  # fmt: skip
+    """Sum the contributions and take the strategy's step. BadBlob if no finite model comes of it.
+
+    The result depends on the set of contributions alone: not on their order, nor on threads.
+    """
+    metrics = metrics_of(contributions)
+    numbers = numbers_of(strategy, terms, contributions)
+    layout = layout.under(terms)
+    total = Sum(staged(strategy, contributions), layout.update, layout.how)
+    agg = _numbers(strategy, layout, total, contributions, population)
+    if shape.tilewise:
+        step: Source = _Tilewise(strategy, layout, shape, agg, total, state, into, _rng(terms))
+    else:
+        step = Held(_whole(strategy, layout, shape, agg, total, state, into, _rng(terms)))
+    weights, squares = _write_model(layout, w, step, total, into.model)
+    norm = math.sqrt(exact.join(squares))
+    return Closing({**metrics, "step.norm": norm}, total.digest(numbers), weights)
+
+
+def evaluate(strategy: Strategy, terms: Terms, contributions: Sequence[Contribution]) -> Closing:
+    """The same for a round that only evaluates."""
+    return Closing(metrics_of(contributions), sha256(numbers_of(strategy, terms, contributions)))
+
+
+def staged(strategy: Strategy, contributions: Sequence[Contribution]) -> list[Staged]:
+    """The contributions with their integer weights."""
+    by_examples = strategy.weight != "uniform"
+    return [
+        Staged(c.head.examples if by_examples else 1, c.reader) for c in contributions if c.reader is not None
+    ]
+
+
+def numbers_of(strategy: Strategy, terms: Terms, contributions: Sequence[Contribution]) -> bytes:
+    """The numbers that are joined beside the tensors, as the sum's digest covers them."""
+    totals = _totals(strategy, contributions) if terms.kind == "train" else {}
+    return canonical({"count": len(contributions), "metrics": metrics_of(contributions), "totals": totals})
+
+
+def _totals(strategy: Strategy, contributions: Sequence[Contribution]) -> dict[str, float]:
+    return {n: math.fsum(c.head.totals[n] for c in contributions) for n in strategy.totals()}
+
+
+def _numbers(
+    strategy: Strategy, layout: Layout, total: Sum, contributions: Sequence[Contribution], population: int
+) -> Agg:
+    """The aggregate without its tensors."""
+    squares = math.nan
+    if Need.SQ_NORM in strategy.needs:
+        tiles = (total.values(f"delta/{f.name}", o) for f in layout.params for o, _ in spans(f))
+        squares = exact.join(exact.dot(tile, tile) for tile in tiles)
+    weights = [s.weight for s in staged(strategy, contributions)]
+    return Agg(
+        mean=Tensors(), extra={}, totals=_totals(strategy, contributions), count=len(weights),
+        weight=float(sum(weights)), population=population, sq_norm=squares,
+    )  # fmt: skip
+
+
+class _Tilewise:
+    """The step of a strategy that treats every element alike, as a source: each tile is taken when it is asked for, and
+    the state's tile goes on at the same time."""
+
+    def __init__(
+        self, strategy: Strategy, layout: Layout, shape: Shape, agg: Agg, total: Sum, state: Source, into: Into,
+        rng: np.random.Generator,
+    ):  # fmt: skip
+        self._strategy, self._layout, self._shape, self._agg = strategy, layout, shape, agg
+        self._total, self._state, self._into, self._rng = total, state, into, rng
+
+    def values(self, name: str, offset: int) -> Array:
+        dtype = self._layout.params.by_name[name].dtype
+
+        def part(prefix: str) -> Tensors:
+            mean = self._total.values(f"{prefix}/{name}", offset)
+            return Tensors({name: mean.astype(dtype, copy=False)})
+
+        extra = {what: part(f"extra/{what}") for what, s in self._layout.extras.items() if name in s.by_name}
+        agg = replace(self._agg, mean=part("delta"), extra=extra)
+        before = state_tile(self._shape, self._state, name, offset)
+        after, state = self._strategy.server(before, agg, self._rng)
+        _check_tile(state, self._shape, name)
+        put_tile(self._into.state, state, offset)
+        put_tile(self._into.down, self._strategy.down(state), offset)
+        return after.mean[name]
+
+
+def _check_tile(state: State, shape: Shape, name: str) -> None:
+    """Raise BadBlob unless a tile of the state has what the first state had."""
+    found = {f"{what}/{n}": str(a.dtype) for what, t in state.items() for n, a in t.items()}
+    wanted = {f.name: f.dtype for f in shape.state if f.name.partition("/")[2] == name}
+    if found != wanted:
+        raise BadBlob(_CHANGED)
+
+
+def _whole(
+    strategy: Strategy, layout: Layout, shape: Shape, agg: Agg, total: Sum, state: Source, into: Into,
+    rng: np.random.Generator,
+) -> Tensors:  # fmt: skip
+    """The step of any other strategy, which gets the whole mean and its whole state at once."""
+    mean = layout.split(gather(total, layout.update), agg.totals)
+    agg = replace(agg, mean=mean.delta, extra=mean.extra, sq_norm=mean.delta.dot(mean.delta))
+    after, next_state = strategy.server(unpack_state(gather(state, shape.state)), agg, rng)
+    if not keeps_shape(next_state, shape):
+        raise BadBlob(_CHANGED)
+    put_all(into.state, next_state)
+    put_all(into.down, strategy.down(next_state))
+    return after.mean
+
+
+_CHANGED = "the strategy's state changed its names, shapes or dtypes; its server half must keep them"
+
+
+def _write_model(layout: Layout, w: Source, step: Source, total: Sum, model: Sink) -> tuple[str, list[float]]:
+    """Write the next model. Returns the digest of its tensors, and the step's squares, to be joined."""
+    squares: list[float] = []
+    digest = hashlib.sha256()
+    for field in layout.model:
+        name = field.name
+        for offset, _ in spans(field):
+            before = w.values(name, offset)
+            if name in layout.params.by_name:
+                change = step.values(name, offset)
+                squares.append(exact.dot(change, change))
+                after = (before + change).astype(before.dtype, copy=False)
+            elif name in layout.buffers.by_name:
+                after = (before + total.values(f"delta/{name}", offset)).astype(before.dtype, copy=False)
+            elif name in layout.counters.by_name:
+                after = total.values(f"count/{name}", offset)
+            else:  # each device's own: the model keeps what it began with
+                after = before
+            if after.dtype.kind == "f" and not np.all(np.isfinite(after)):
+                raise BadBlob(f"the strategy's step made {name!r} NaN or Inf; lower its learning rate")
+            model.put(name, offset, after)
+            digest.update(_wire(after))
+    return digest.hexdigest(), squares
+
+
+def digest_of_tensors(source: Source, schema: Schema) -> str:
+    """The SHA-256 over all tensors' elements, little-endian, in the schema's order: the same for the same model
+    however it was encoded."""
+    digest = hashlib.sha256()
+    for field in schema:
+        for offset, _ in spans(field):
+            digest.update(_wire(source.values(field.name, offset)))
+    return digest.hexdigest()
+
+
+def _wire(values: Array) -> memoryview:
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data
+
+
+def _rng(terms: Terms) -> np.random.Generator:
+    key = int(digest_of(["server", terms.seed, terms.round])[:32], 16)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def metrics_of(contributions: Sequence[Contribution]) -> dict[str, float]:
+    """`train.NAME` and `eval.NAME`: means over the devices by their number of examples, rounded once. And
+    `examples`, their sum."""
+    sums: dict[str, tuple[list[float], list[int]]] = {}
+    for c in contributions:
+        for prefix, metrics, n in (
+            ("train", c.head.training, c.head.examples),
+            ("eval", c.head.evaluation, c.head.evaluation_examples),
+        ):
+            for name, value in metrics.items():
+                values, weights = sums.setdefault(f"{prefix}.{name}", ([], []))
+                values.append(value * n)
+                weights.append(n)
+    means = {name: math.fsum(v) / sum(n) for name, (v, n) in sorted(sums.items()) if sum(n)}
+    examples = sum(c.head.examples for c in contributions)
+    return {"examples": float(examples), **means} if examples else means
