@@ -16,6 +16,7 @@ from koinon_core import codec, failpoints
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
 from koinon_core.tensors import Tensors
+from koinon_core.tiles import Held
 from koinon_core.update import Head
 
 __all__ = ["LARGE", "Clock", "Lab", "files", "noise", "raising"]
@@ -56,7 +57,7 @@ class Lab:
         }  # fmt: skip
         described = koinon.Run(name, model={"w": noise(1, size)}, **values)
         plan, clock = Plan.of(described.spec), clock or Clock()
-        version, contents = first_version(store, plan, described.model)
+        version, contents = first_version(store, plan, Held(described.model))
         run_id = sha256(name.encode())[:32]
         return cls(store, Ledger.create(store, plan, clock, run_id, version, contents), clock, devices)
 

@@ -4,7 +4,7 @@ An update is checked against the round's terms, the run's schema, its grid and i
 it. One that is refused is an incident, and costs nobody but its sender.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from koinon_coordinator.closing import Plan, open_update
 from koinon_coordinator.ledger import Item
@@ -12,11 +12,14 @@ from koinon_coordinator.store import Incident, Part, Store, UpdateRow
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
+from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, RemoteProtocolError
-from koinon_core.fold import verify
+from koinon_core.fold import check_codecs, verify
 from koinon_core.round.machine import Round
+from koinon_core.round.terms import Terms
 from koinon_core.run import Run
-from koinon_core.update import Head
+from koinon_core.tiles import Held, Source
+from koinon_core.update import Head, Stats
 from koinon_core.wire.convert import INLINE
 
 __all__ = ["Answer", "admit", "check_upload"]
@@ -24,7 +27,8 @@ __all__ = ["Answer", "admit", "check_upload"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a device sent for a round. `data` is the update's bytes where they came along, else they were uploaded."""
+    """What a device sent for a round. `data` is the update's bytes where they came along, else they were uploaded;
+    `stats` is what it measured of them."""
 
     client: str
     round: int
@@ -33,6 +37,7 @@ class Answer:
     size: int
     data: bytes
     head: Head
+    stats: Stats = field(default_factory=Stats)
 
 
 def admit(store: Store, plan: Plan, run: Run, answer: Answer, now: float) -> Item:
@@ -68,6 +73,7 @@ def _check(store: Store, plan: Plan, r: Round, answer: Answer, now: float) -> Up
         raise RemoteProtocolError("the update was made under other terms than this round's")
     trained = terms.kind == "train"
     answer.head.check(trained=trained, max_examples=terms.max_examples, totals=plan.strategy.totals())
+    answer.stats.check(most=sum(f.size for f in plan.layout.update) if trained else 0)
     if not trained and (answer.digest or answer.size or answer.data):
         raise BadBlob("an evaluation has numbers only, and this one came with bytes")
     if len(answer.data) > INLINE:
@@ -75,21 +81,29 @@ def _check(store: Store, plan: Plan, r: Round, answer: Answer, now: float) -> Up
     check_upload(plan, answer.size)
     inline = answer.data if answer.size and len(answer.data) == answer.size else None
     update = UpdateRow(
-        answer.client, answer.round, answer.digest, answer.size, terms.codec, answer.head, now, inline
-    )
+        answer.client, answer.round, answer.digest, answer.size, terms.codec, answer.head, now, inline,
+        stats=answer.stats,
+    )  # fmt: skip
     if trained:
-        _check_bytes(store, plan, terms.run, update)
+        _check_bytes(store, plan, terms, update)
+        if inline is None:
+            part = Part(terms.run, answer.round, answer.client)
+            update = replace(update, upload_s=store.uploads.seconds(part, answer.digest))
     return update
 
 
-def _check_bytes(store: Store, plan: Plan, run: str, update: UpdateRow) -> None:
+def _check_bytes(store: Store, plan: Plan, terms: Terms, update: UpdateRow) -> None:
     if update.data is not None:
         if sha256(update.data) != update.digest:
             raise BadBlob("the update's bytes are not what its digest says; send them again")
-    elif not store.uploads.has(Part(run, update.round, update.client), update.digest):
+    elif not store.uploads.has(Part(terms.run, update.round, update.client), update.digest):
         raise BadBlob("the update's bytes never arrived; upload them before they are handed in")
-    spec = plan.spec
-    verify(open_update(store, plan, run, update), plan.layout.update, spec.grid, spec.bound)
+    reader, layout = open_update(store, plan, terms.run, update), plan.layout.under(terms)
+    check_codecs(reader, layout.how)
+    model: Source = Held({})
+    if any(way.rule == "equal" for way in layout.how.values()):
+        model = Reader(*store.window(terms.model), plan.spec.model, "the model")
+    verify(reader, layout.update, layout.how, model)
 
 
 def _odd(run: Run, client: str, digest: str) -> str:

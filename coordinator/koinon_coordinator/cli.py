@@ -53,6 +53,13 @@ def serve(
     quota: Annotated[
         str, typer.Option(help="The most that folder may hold, for example 20GB; default: all of the disk.")
     ] = "",
+    uploads: Annotated[int, typer.Option(help="Uploads that are written at a time; others wait.")] = 8,
+    device_rate: Annotated[
+        str, typer.Option(help="The most a device may move a second, for example 5MB; default: no limit.")
+    ] = "",
+    device_quota: Annotated[
+        str, typer.Option(help="The most a device may move in a round, for example 1GB; default: no limit.")
+    ] = "",
     plugin: Annotated[
         list[str] | None, typer.Option(help="A module with your own strategies; may be repeated.")
     ] = None,
@@ -61,7 +68,10 @@ def serve(
     """Serve devices and operators until SIGTERM or Ctrl-C. Prints one line when it is ready."""
     _logging(log)
     sys.path.insert(0, os.getcwd())  # an owner's plugin lies where they start from
-    config = Config(db=db, listen=listen, data=data, quota=quota, plugins=tuple(plugin or ()))
+    config = Config(
+        db=db, listen=listen, data=data, quota=quota, plugins=tuple(plugin or ()), uploads=uploads,
+        device_rate=device_rate, device_quota=device_quota,
+    )  # fmt: skip
     load_plugins(config.plugins)
     asyncio.run(_serve(config))
 
@@ -84,7 +94,7 @@ async def _serve(config: Config) -> None:
 
     store = await asyncio.to_thread(Store, config.db, config.data, config.quota_bytes)
     try:
-        await serve_federation(Federation(store), config.listen, stop, ready)
+        await serve_federation(Federation(store), config.listen, stop, ready, config.limits)
     finally:
         store.close()
 

@@ -1,30 +1,33 @@
 """Closing a round: the staged updates in, the next model out, durable before any row names it.
 
-Runs in a worker thread; numpy and the codecs release the GIL for most of it.
+Model, state and updates are read and written tile by tile, so that a round costs the same memory however large its
+model and however many its devices. Runs in a worker thread; numpy and the codecs release the GIL for most of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
-from koinon_coordinator.store import ModelVersion, Store, UpdateRow
-from koinon_core import codec
-from koinon_core.codec import Reader
-from koinon_core.errors import BadBlob
+from koinon_coordinator.store import Content, Drafts, ModelVersion, Store, UpdateRow
+from koinon_core.codec import Reader, Writer, as_they_are
 from koinon_core.round.terms import Terms
+from koinon_core.schema import Schema
 from koinon_core.spec import RunSpec
-from koinon_core.strategy.protocol import State, Strategy
-from koinon_core.strategy.runner import Contribution, close
-from koinon_core.tensors import Tensors
-from koinon_core.update import Layout, pack_state, state_schema, unpack_state
+from koinon_core.strategy.closing import Contribution, Into, close, digest_of_tensors, evaluate
+from koinon_core.strategy.protocol import Strategy
+from koinon_core.strategy.shape import Shape, begin, shape_of
+from koinon_core.tiles import Held, Last, Sink, Source, Tee, copy
+from koinon_core.update import Layout
+from koinon_core.wire.convert import INLINE
 
-__all__ = ["Closed", "Plan", "close_round", "first_version", "open_update"]
-
-_MODEL_CODEC = "lossless"
-Contents = list[tuple[str, int, bytes | None]]
-Keep = Callable[[bytes], tuple[str, int, bytes | None]]
+__all__ = ["Closed", "Plan", "close_round", "contributions_of", "first_version", "open_model", "open_update"]
 
 
-@dataclass(frozen=True, slots=True)
+_WORTH = 0.9  # of a model's bytes: a difference that is larger is not worth a second content
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run's rounds have in common."""
 
@@ -40,6 +43,11 @@ class Plan:
     def population(self) -> int:
         return self.spec.population or 0
 
+    @cached_property
+    def shape(self) -> Shape:
+        """What the strategy keeps."""
+        return shape_of(self.strategy, self.layout, self.population)
+
 
 @dataclass(frozen=True, slots=True)
 class Closed:
@@ -48,31 +56,34 @@ class Closed:
     version: ModelVersion
     metrics: dict[str, float]
     sum: str
-    contents: Contents
+    contents: list[Content]
 
 
-def _state(store: Store, digest: str, like: State) -> State:
-    """A strategy's state, checked against the one that it began with."""
-    if not digest:
-        return like
-    return unpack_state(codec.decode(store.bytes(digest), state_schema(like), "the strategy's state"))
+class _Container:
+    """A container on its way into a content of its own, which nobody wants if it has no tensors."""
+
+    def __init__(
+        self, drafts: Drafts, stack: ExitStack, schema: Schema, codec: str, base: Source | None = None,
+        base_digest: str = "",
+    ):  # fmt: skip
+        self._draft = stack.enter_context(drafts())
+        self._wanted = bool(schema)
+        self.sink = Writer(self._draft.write, schema, as_they_are(codec), base=base, base_digest=base_digest)
+
+    def finish(self) -> list[Content]:
+        if not self._wanted:
+            return []
+        self.sink.close()
+        return [self._draft.finish()]
 
 
-def _keep(keep: Keep, contents: Contents, state: State) -> str:
-    if not state:
-        return ""
-    content = keep(codec.encode(pack_state(state), state_schema(state), _MODEL_CODEC))
-    contents.append(content)
-    return content[0]
+def _name(contents: list[Content]) -> str:
+    return contents[0][0] if contents else ""
 
 
-def first_version(store: Store, plan: Plan, model: Tensors) -> tuple[ModelVersion, Contents]:
-    """The model that a run begins with, and its strategy's first state."""
-    content = store.put(codec.encode(model, plan.spec.model, _MODEL_CODEC))
-    contents: Contents = [content]
-    state = plan.strategy.init(model.select(plan.layout.params.by_name), plan.population)
-    down = _keep(store.put, contents, plan.strategy.down(state))
-    return ModelVersion(0, content[0], _keep(store.put, contents, state), down), contents
+def open_model(store: Store, plan: Plan, version: ModelVersion) -> Reader:
+    """A reader over a model, wherever its bytes are. StoreError if they are not there."""
+    return Reader(*store.window(version.digest), plan.spec.model, "the model")
 
 
 def open_update(store: Store, plan: Plan, run: str, update: UpdateRow) -> Reader:
@@ -80,33 +91,67 @@ def open_update(store: Store, plan: Plan, run: str, update: UpdateRow) -> Reader
     return Reader(store.update_window(run, update), update.size, plan.layout.update, "the update")
 
 
-def close_round(
-    store: Store, plan: Plan, terms: Terms, version: ModelVersion, staged: Sequence[UpdateRow],
-    keep: Keep | None = None,
-) -> Closed:  # fmt: skip
-    """Sum the `staged` updates and take the strategy's step. Raises BadBlob if no finite model comes of it. `keep`
-    makes what comes of it durable (default: the store); `replay` only looks at it.
-    """
-    keep = keep or store.put
-    w = codec.decode(store.bytes(version.digest), plan.spec.model, "the model")
-    fresh = plan.strategy.init(w.select(plan.layout.params.by_name), plan.population)
-    contributions = [
-        Contribution(
-            u.client, u.head, open_update(store, plan, terms.run, u) if terms.kind == "train" else None
-        )
+def first_version(store: Store, plan: Plan, model: Source) -> tuple[ModelVersion, list[Content]]:
+    """The model that a run begins with, and its strategy's first state. BadBlob if the model holds NaN or Inf."""
+    with ExitStack() as stack:
+        written, state, down = _three(store.draft, stack, plan)
+        copy(model, plan.spec.model, written.sink)
+        begin(plan.strategy, plan.shape, plan.layout, plan.population, model, state.sink, down.sink)
+        made, kept, given = written.finish(), state.finish(), down.finish()
+    weights = digest_of_tensors(model, plan.spec.model)
+    return ModelVersion(0, _name(made), _name(kept), _name(given), weights), [*made, *kept, *given]
+
+
+def _three(drafts: Drafts, stack: ExitStack, plan: Plan) -> tuple[_Container, _Container, _Container]:
+    """Where the next model, the strategy's state and its part for devices go."""
+    codec = plan.spec.snapshots
+    return (
+        _Container(drafts, stack, plan.spec.model, codec),
+        _Container(drafts, stack, plan.shape.state, codec),
+        _Container(drafts, stack, plan.shape.down, codec),
+    )
+
+
+def contributions_of(
+    store: Store, plan: Plan, terms: Terms, staged: Sequence[UpdateRow]
+) -> list[Contribution]:
+    """The accepted updates, by client, each behind a reader."""
+    trained = terms.kind == "train"
+    return [
+        Contribution(u.client, u.head, open_update(store, plan, terms.run, u) if trained else None)
         for u in sorted(staged, key=lambda u: u.client)
     ]
-    state = _state(store, version.state, fresh)
-    made = close(plan.strategy, plan.layout, terms, w, state, plan.population, contributions)
-    metrics = dict(made.metrics)
+
+
+def close_round(
+    store: Store, plan: Plan, terms: Terms, version: ModelVersion, staged: Sequence[UpdateRow],
+    drafts: Drafts | None = None, *, delta: bool = False,
+) -> Closed:  # fmt: skip
+    """Sum the `staged` updates and take the strategy's step. Raises BadBlob if no finite model comes of it. `drafts`
+    takes what comes of it (default: the store's own); `replay` only looks at it. With `delta`, the difference to the
+    model before is made too, for devices that hold that, if it is smaller than the model."""
+    contributions, shape = contributions_of(store, plan, terms, staged), plan.shape
     if terms.kind == "evaluate":
-        return Closed(version, metrics, made.sum, [])
-    if state_schema(made.state).digest != state_schema(fresh).digest:
-        raise BadBlob(
-            "the strategy's state changed its names, shapes or dtypes; its server half must keep them"
-        )
-    content = keep(codec.encode(made.model, plan.spec.model, _MODEL_CODEC))
-    contents: Contents = [content]
-    down = _keep(keep, contents, plan.strategy.down(made.state))
-    state_digest = _keep(keep, contents, made.state)
-    return Closed(ModelVersion(terms.round, content[0], state_digest, down), metrics, made.sum, contents)
+        judged = evaluate(plan.strategy, terms, contributions)
+        return Closed(version, dict(judged.metrics), judged.sum, [])
+    drafts = drafts or store.draft
+    w: Source = Last(open_model(store, plan, version))
+    state: Source = Held({})
+    if version.state:
+        state = Reader(*store.window(version.state), shape.state, "the strategy's state")
+    with ExitStack() as stack:
+        model, kept, given = _three(drafts, stack, plan)
+        sinks: list[Sink] = [model.sink]
+        change = None
+        if delta and version.weights and plan.spec.model.nbytes > INLINE:
+            change = _Container(drafts, stack, plan.spec.model, plan.spec.snapshots, w, version.weights)
+            sinks.append(change.sink)
+        into = Into(Tee(*sinks), kept.sink, given.sink)
+        made = close(plan.strategy, plan.layout, shape, terms, plan.population, w, state, contributions, into)
+        written = [model.finish(), kept.finish(), given.finish()]
+        smaller = change is not None and change.sink.size < _WORTH * model.sink.size
+        written.append(change.finish() if change is not None and smaller else [])
+    digest, kept_as, given_as, delta_as = map(_name, written)
+    base = version.weights if delta_as else ""
+    after = ModelVersion(terms.round, digest, kept_as, given_as, made.weights, delta_as, base)
+    return Closed(after, dict(made.metrics), made.sum, [content for one in written for content in one])

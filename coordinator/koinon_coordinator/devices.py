@@ -100,10 +100,12 @@ class Devices:
             incident = Incident(now, client, driver.run.number, "AHEAD", f"stays away: {reason}")
             driver.tell(Item(runs.Ahead(now, client, round_), incident=incident))
 
-    def offer(self, connection: Connection, run: str, evaluates: bool, engaged: int) -> None:
+    def offer(
+        self, connection: Connection, run: str, evaluates: bool, engaged: int, held: str | None = None
+    ) -> None:
         driver = self._driver(connection, run)
         if driver is not None:
-            driver.tell(runs.Offered(self._fed.clock(), connection.client, evaluates, engaged))
+            driver.tell(runs.Offered(self._fed.clock(), connection.client, evaluates, engaged, held))
 
     def progress(self, connection: Connection, run: str) -> None:
         driver = self._driver(connection, run)
@@ -161,7 +163,7 @@ class Devices:
         for run in connection.runs:
             driver = self._fed.drivers.get(run)
             r = driver.run.round if driver else None
-            if r is not None and digest in (r.terms.model, r.terms.down):
+            if driver and r and digest in (r.terms.model, r.terms.down, driver.ledger.version.delta):
                 return driver
         return None
 

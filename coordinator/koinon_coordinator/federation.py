@@ -19,8 +19,9 @@ from koinon_coordinator.driver import Driver
 from koinon_coordinator.ledger import Ledger, Said
 from koinon_coordinator.roster import Roster
 from koinon_coordinator.store import RoundRow, RunRow, Store, Superseded
-from koinon_core import codec
 from koinon_core import run as runs
+from koinon_core.blob import Window
+from koinon_core.codec import Reader
 from koinon_core.errors import (
     BadBlob,
     Conflict,
@@ -187,16 +188,16 @@ class Federation:
 
     # -- operators --------------------------------------------------------------------------------------------
 
-    async def create(self, spec: RunSpec, model: bytes) -> Run:
-        """Submit a run. UsageError or Conflict if it cannot be."""
+    async def create(self, spec: RunSpec, model: Window, size: int) -> Run:
+        """Submit a run with its first model, a container of `size` bytes. UsageError or Conflict if it cannot be."""
         plan = Plan.of(spec)
         if any(row.name == spec.name for row in self.rows.values()):
             raise Conflict(f"there is a run named {spec.name!r} already; choose another name")
         try:
-            tensors = codec.decode(model, spec.model, "the first model")
+            reader = await self.db(Reader, model, size, spec.model, "the first model")
+            version, contents = await self.db(first_version, self.store, plan, reader)
         except BadBlob as error:
             raise UsageError(str(error)) from error
-        version, contents = await self.db(first_version, self.store, plan, tensors)
         ledger = await self.db(
             Ledger.create, self.store, plan, self.clock, uuid.uuid4().hex, version, contents
         )

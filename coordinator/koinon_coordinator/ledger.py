@@ -51,12 +51,14 @@ _QUICK = 1 << 20  # bytes of an update whose sum takes milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A fact on its way into the machine, with what must be written if it changes anything."""
+    """A fact on its way into the machine, with what must be written if it changes anything. `fold_s` is how long a sum
+    took, for the round's row alone: a fact is the same however long it takes."""
 
     fact: Fact
     update: UpdateRow | None = None
     incident: Incident | None = None
     closed: Closed | None = None
+    fold_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,9 @@ class Ledger:
         """A new run, durable. Conflict if its name is taken."""
         spec = plan.spec
         head = genesis(spec.encoded, version.digest, version.state)
-        run = Run(id=run_id, spec=spec, model=version.digest, down=version.down, head=head)
+        run = Run(
+            id=run_id, spec=spec, model=version.digest, down=version.down, weights=version.weights, head=head
+        )
         ledger = cls(store, plan, clock, _Book(run, version, Kept((), (version,))), epoch=1)
         change = ledger._change(ledger._book)
         change.before, change.owner = None, store.owner
@@ -277,6 +281,8 @@ class Ledger:
             if run.round is not None:
                 change.rounds[number] = run.round
                 change.bytes_down[number] = self.bytes_down[number]
+                if item.fold_s:
+                    change.fold_s[number] = item.fold_s
             self._attach(book, change, item)
         if run.head != before.head:
             change.heads[run.number] = (run.links[run.number], run.head)
@@ -347,11 +353,12 @@ class Ledger:
         that a restarted coordinator takes it too."""
         r = book.run.round
         assert r is not None
-        number = r.terms.round
+        number, begun = r.terms.round, self._clock()
         try:
             closed = close_round(
-                self._store, self.plan, r.terms, book.version, [book.staged[c] for c in r.accepted]
-            )
+                self._store, self.plan, r.terms, book.version, [book.staged[c] for c in r.accepted],
+                delta=self.plan.spec.downlink == "delta" and _keep_models(book.run),
+            )  # fmt: skip
         except StoreError:
             raise
         except Exception as error:
@@ -360,13 +367,15 @@ class Ledger:
             reason = f"made no model: {error if isinstance(error, KoinonError) else repr(error)}"
             code = error.code if isinstance(error, KoinonError) else KoinonError.code
             incident = Incident(self._clock(), "", number, code, reason)
-            return Item(runs.Unfoldable(self._clock(), number, reason), incident=incident)
+            unfoldable = runs.Unfoldable(self._clock(), number, reason)
+            return Item(unfoldable, incident=incident, fold_s=unfoldable.at - begun)
         version = closed.version
         evaluated = sum(bool(book.staged[c].head.evaluation) for c in r.accepted)
         fact = runs.Folded(
-            self._clock(), number, version.digest, version.down, version.state, closed.sum, evaluated
-        )
-        return Item(fact, closed=closed)
+            self._clock(), number, version.digest, version.down, version.state, closed.sum, evaluated,
+            version.weights,
+        )  # fmt: skip
+        return Item(fact, closed=closed, fold_s=fact.at - begun)
 
     # -- what is said -----------------------------------------------------------------------------------------
 
@@ -425,6 +434,9 @@ class Ledger:
             ask.model.CopyFrom(self._content(r.terms.model))
             if r.terms.down:
                 ask.down.CopyFrom(self._content(r.terms.down))
+            if self.version.delta and self.version.digest == r.terms.model:
+                ask.delta.CopyFrom(self._content(self.version.delta))
+                ask.delta_base = self.version.base
             self._ask = (number, convert.envelope(pb.CoordinatorMessage(ask=ask)))
         return self._ask
 
@@ -441,7 +453,7 @@ def _read(store: Store, row: RunRow) -> _Book:
     _, links = store.standing(row.id, max(1, row.number - 8))
     # The row's status and kind are text to the type checker; they were written from a Run.
     run = Run(
-        id=row.id, spec=spec, model=version.digest, down=version.down, status=row.status,  # type: ignore[arg-type]
+        id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights, status=row.status,  # type: ignore[arg-type]
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]
         head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
         beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluated(row.id, version.round),
@@ -466,6 +478,11 @@ def _unchecked(run: Run, item: Item) -> Item:
     reason = "refused: it was sent before it was asked for"
     incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)
     return Item(runs.Resigned(fact.at, fact.client, fact.round, "REFUSED", reason), incident=incident)
+
+
+def _keep_models(run: Run) -> bool:
+    """Whether some device will still hold this round's model when it is asked in the next."""
+    return any(standing.held is not None for standing in run.devices.values())
 
 
 def _folding(run: Run) -> Round | None:

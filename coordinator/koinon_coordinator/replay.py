@@ -4,17 +4,21 @@ It says whether the stored updates, through this very code, give the sum, the mo
 round's events name. It writes nothing.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from koinon_coordinator.closing import Closed, Plan, close_round
-from koinon_coordinator.store import RunRow, Store, UpdateRow
-from koinon_core import codec
-from koinon_core.canonical import sha256
+from koinon_coordinator.closing import Closed, Plan, close_round, contributions_of
+from koinon_coordinator.store import Content, RunRow, Store, UpdateRow
+from koinon_core.blob import Window
+from koinon_core.codec import Reader
 from koinon_core.errors import KoinonError
+from koinon_core.fold import sum_in_one_piece
 from koinon_core.round.machine import Round, rebuild
 from koinon_core.spec import RunSpec
+from koinon_core.strategy.closing import digest_of_tensors, numbers_of, staged
+from koinon_core.tiles import TILE
 
 __all__ = ["Replayed", "replay"]
 
@@ -53,14 +57,9 @@ def _one(store: Store, plan: Plan, run: str, number: int) -> Replayed:
         return Replayed(number, "gone", "the model that it stood on is kept no longer")
     try:
         problem = _damaged(store, run, r, updates)
-        made: list[bytes] = []
-
-        def keep(data: bytes) -> tuple[str, int, bytes | None]:
-            made.append(data)
-            return sha256(data), len(data), None
-
-        again = close_round(store, plan, r.terms, before, [updates[c] for c in r.accepted], keep)
-        problem = problem or _differs(store, plan, r, again, made)
+        accepted = [updates[c] for c in r.accepted]
+        again = close_round(store, plan, r.terms, before, accepted, _Looked)
+        problem = problem or _differs(store, plan, r, again, accepted)
     except KoinonError as error:
         problem = str(error)
     if problem:
@@ -68,25 +67,63 @@ def _one(store: Store, plan: Plan, run: str, number: int) -> Replayed:
     return Replayed(number, "match", f"{len(r.accepted)} updates, sum {r.made.sum[:12]}")
 
 
+class _Looked:
+    """A draft of which only the digest is kept."""
+
+    def __init__(self) -> None:
+        self._digest, self._size = hashlib.sha256(), 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._size += len(data)
+
+    def written(self) -> tuple[Window, int]:
+        raise NotImplementedError("nothing of it is kept")
+
+    def finish(self) -> Content:
+        return self._digest.hexdigest(), self._size, None
+
+
 def _damaged(store: Store, run: str, r: Round, updates: dict[str, UpdateRow]) -> str:
     for client in r.accepted:
         update = updates[client]
         if update.digest != r.update.heard[client]:
             return f"the update of {client} is not the one that was accepted"
-        if sha256(bytes(store.update_window(run, update)(0, update.size))) != update.digest:
+        if _digest_of(store.update_window(run, update), update.size) != update.digest:
             return f"the update of {client} is damaged on disk"
     return ""
 
 
-def _differs(store: Store, plan: Plan, r: Round, again: Closed, made: list[bytes]) -> str:
-    if again.sum != r.made.sum:
+def _digest_of(window: Window, size: int) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, size, TILE):
+        digest.update(window(offset, TILE))
+    return digest.hexdigest()
+
+
+def _differs(store: Store, plan: Plan, r: Round, again: Closed, updates: Sequence[UpdateRow]) -> str:
+    if r.made.sum not in (again.sum, _older_sum(store, plan, r, updates)):
         return f"the sum comes out as {again.sum[:12]}, the round's was {r.made.sum[:12]}"
-    if again.version.digest != r.made.model:
-        # Another zstd may pack the same numbers into other bytes.
-        model = codec.decode(made[0], plan.spec.model, "the model made again")
-        stored = codec.decode(store.bytes(r.made.model), plan.spec.model, "the stored model")
-        if any(model[name].tobytes() != stored[name].tobytes() for name in stored):
-            return "the same sum gives another model; the strategy is not the one that the round had"
-    elif again.version.state != r.made.state:
-        return "the same sum gives another state of the strategy"
+    if again.version.digest == r.made.model:
+        if again.version.state != r.made.state:
+            return "the same sum gives another state of the strategy"
+        return ""
+    # Another zstd, or an older Koinon, packs the same numbers into other bytes.
+    stored = Reader(*store.window(r.made.model), plan.spec.model, "the stored model")
+    if digest_of_tensors(stored, plan.spec.model) != again.version.weights:
+        return "the same sum gives another model; the strategy is not the one that the round had"
     return ""
+
+
+def _older_sum(store: Store, plan: Plan, r: Round, updates: Sequence[UpdateRow]) -> str:
+    """The digest of the sum as a round has it that Koinon 0.2 closed."""
+    contributions = contributions_of(store, plan, r.terms, updates)
+    numbers = numbers_of(plan.strategy, r.terms, contributions)
+    how = plan.layout.under(r.terms).how
+    return sum_in_one_piece(staged(plan.strategy, contributions), plan.layout.update, how, numbers)

@@ -30,11 +30,13 @@ class Kept:
         """
         updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept)
         rounds = tuple(n for n in self.rounds if n not in updates)
-        states = tuple(v for v in self._unused(number - spec.updates_kept) if v.state or v.down)
+        states = tuple(v for v in self._unused(number - spec.updates_kept) if v.state or v.down or v.delta)
         models = self._unused(number - spec.models_kept)
         bare = {v.round for v in states}
         versions = tuple(
-            replace(v, state="", down="") if v.round in bare else v for v in self.versions if v not in models
+            replace(v, state="", down="", delta="", base="") if v.round in bare else v
+            for v in self.versions
+            if v not in models
         )
         return Kept(rounds, versions), Scrub(updates, states, models)
 

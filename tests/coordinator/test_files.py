@@ -1,5 +1,6 @@
 """The folder beside the database: uploads go on where they stopped, blobs are whole or not there, and are counted."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import time
 
 import pytest
 
+from koinon_coordinator.service.receiving import Receiving
 from koinon_coordinator.store import Part
 from koinon_coordinator.store.blobs import Blobs
 from koinon_coordinator.store.folder import Folder
+from koinon_coordinator.store.incoming import Incoming
 from koinon_coordinator.store.uploads import Uploads
 from koinon_core import failpoints
 from koinon_core.canonical import sha256
@@ -121,6 +124,122 @@ def test_what_a_device_began_and_left_is_not_kept_beside_its_next_upload(folder,
         other.write(b"half")
     assert [uploads.received(C0, sha256(b"%d" % n)) for n in range(5)] == [0, 0, 0, 0, 4]
     assert counted(folder)
+
+
+def test_the_sha256_is_taken_while_bytes_arrive_and_not_from_the_whole_file_at_the_end(uploads, monkeypatch):
+    data = os.urandom(300_000)
+    reads, read = [], Incoming._read
+    monkeypatch.setattr(
+        Incoming, "_read", lambda self, digest: (reads.append(self.offset), read(self, digest))
+    )
+    with uploads.receive(C0, sha256(data), len(data)) as first:
+        for at in range(0, 200_000, 50_000):
+            first.write(data[at : at + 50_000])
+    assert reads == []
+    with uploads.receive(C0, sha256(data), len(data)) as rest:
+        rest.write(data[200_000:250_000])
+        rest.write(data[250_000:])
+        rest.finish()
+    assert reads == [200_000], "what the first stream left, once"
+    assert uploads.has(C0, sha256(data))
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_what_an_earlier_stream_left_is_gone_on_with_unless_it_was_damaged(folder, damage):
+    data = os.urandom(3_000_000)
+    digest = sha256(data)
+    with Uploads(folder).receive(C0, digest, len(data)) as first:
+        first.write(data[:2_500_000])
+    (part,) = folder.root.rglob("*.part")
+    if damage:
+        part.write_bytes(bytes(100) + data[100:2_500_000])
+    later = Uploads(folder)
+    with later.receive(C0, digest, len(data)) as rest:
+        rest.write(data[2_500_000:])
+        if damage:
+            with pytest.raises(BadBlob, match="send it again"):
+                rest.finish()
+        else:
+            rest.finish()
+    assert later.received(C0, digest) == (0 if damage else len(data))
+
+
+def test_a_stream_that_takes_over_does_not_wait_for_what_was_left_to_be_read(folder, monkeypatch):
+    data = os.urandom(3_000_000)
+    with Uploads(folder).receive(C0, sha256(data), len(data)) as first:
+        first.write(data[:2_500_000])
+    later = Uploads(folder)
+    old = later.receive(C0, sha256(data), len(data))
+    old._wanted = False  # as another stream says first of all
+    with pytest.raises(Unavailable, match="another stream"):
+        old.write(data[2_500_000:])
+
+
+def test_what_is_written_is_durable_after_a_sync_and_more_is_written_beside_it(uploads, monkeypatch):
+    data = os.urandom(3000)
+    begun, go_on, sync = threading.Event(), threading.Event(), os.fdatasync
+
+    def fdatasync(fd):
+        begun.set()
+        assert go_on.wait(10)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with uploads.receive(C0, sha256(data), len(data)) as incoming:
+        incoming.write(data[:1000])
+        assert incoming.durable == 0
+        syncing = threading.Thread(target=incoming.sync)
+        syncing.start()
+        assert begun.wait(10)
+        incoming.write(data[1000:2000])  # a disk that takes long keeps nobody from receiving
+        go_on.set()
+        syncing.join()
+        assert (incoming.durable, incoming.offset) == (1000, 2000)
+        incoming.sync()
+        assert incoming.durable == 2000
+    incoming.sync()  # of a stream that was superseded
+
+
+def received(incoming, pieces, pause=0.0):
+    """Receive `pieces`; returns what was written and not durable when each was taken."""
+
+    async def receive():
+        receiving = Receiving(incoming, asyncio.to_thread)
+        lag = []
+        for piece in pieces:
+            await receiving.take(memoryview(piece))
+            lag.append(receiving.unsynced)
+            await asyncio.sleep(pause)
+        await receiving.written()
+        await receiving.close()
+        return lag
+
+    return asyncio.run(receive())
+
+
+def test_bytes_are_durable_every_mebibyte_however_slow_the_disk_is(uploads, monkeypatch):
+    synced, sync = [], os.fdatasync
+
+    def fdatasync(fd):
+        time.sleep(0.02)
+        sync(fd)
+        synced.append(os.fstat(fd).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    data = os.urandom(1 << 20)
+    incoming = uploads.receive(C0, "0" * 64, 12 << 20)
+    lag = received(incoming, [data] * 12)
+    assert max(lag) <= 3 << 20, "two that wait for the disk, and the one that is being written"
+    assert len(synced) >= 5
+    assert incoming.durable == 12 << 20
+    assert incoming.closed
+
+
+def test_small_pieces_are_durable_every_hundred_milliseconds(uploads, monkeypatch):
+    synced, sync = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (sync(fd), synced.append(time.monotonic())))
+    received(uploads.receive(C0, "0" * 64, 1 << 20), [b"piece"] * 25, pause=0.02)
+    assert 3 <= len(synced) <= 8, "half a second"
 
 
 def test_a_round_that_is_scrubbed_takes_its_streams_along(folder, uploads):

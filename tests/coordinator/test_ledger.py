@@ -127,7 +127,7 @@ def test_a_sum_for_which_there_is_no_room_leaves_everything_as_it_was(lab, monke
         raise StoreError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab.store, "put", full)
+        patch.setattr(lab.store, "draft", full)
         with pytest.raises(StoreError, match="full"):
             told(lab, *items)
     assert lab.ledger.sound
@@ -166,7 +166,7 @@ def test_what_an_operator_wants_does_not_wait_for_a_sum(lab, monkeypatch):
     def full(*_: object) -> None:
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(lab.store, "put", full)
+    monkeypatch.setattr(lab.store, "draft", full)
     told(lab, *items, runs.Paused(lab.clock()))
     assert lab.run.status == "paused"
     assert lab.ledger.folding

@@ -136,6 +136,10 @@ HARM = [
         "UPDATE updates SET client = 'c7' WHERE round = 3",
         "round 3, c0: the round heard its update, and there",
     ),
+    ("""UPDATE updates SET stats = '{"nmse": -1}' WHERE round = 3""", "the update's NMSE is said to be -1"),
+    ("""UPDATE updates SET stats = '{"n": 1}' WHERE round = 3""", "what is stored of it cannot be"),
+    ("UPDATE updates SET upload_s = -1 WHERE round = 3", "c0: its update's upload is said to have taken -1"),
+    ("UPDATE rounds SET fold_s = -1 WHERE number = 1", "round 1: its sum is said to have taken -1"),
     ("UPDATE contents SET size = size + 1", "is damaged in the database"),
     ("UPDATE contents SET data = 'ab'", "is damaged in the database"),
     ("UPDATE contents SET digest = 'ab' || substr(digest, 3)", "is missing from the database"),
@@ -242,13 +246,13 @@ def test_what_is_no_run_database_is_not_made_one(tmp_path, postgres):
 
 def test_an_upgrade_says_what_it_did_and_keeps_off_a_living_coordinator(tmp_path):
     url = f"sqlite:///{tmp_path / 'koinon.db'}"
-    assert upkeep.upgrade(url) == (None, "0002")
-    assert upkeep.upgrade(url) == ("0002", "0002")
+    assert upkeep.upgrade(url) == (None, "0003")
+    assert upkeep.upgrade(url) == ("0003", "0003")
     store = Store(url)
     with pytest.raises(StoreError, match="another coordinator"):
         upkeep.upgrade(url)
     store.close()
-    assert upkeep.upgrade(url) == ("0002", "0002")
+    assert upkeep.upgrade(url) == ("0003", "0003")
 
 
 # -- backup ---------------------------------------------------------------------------------------------------

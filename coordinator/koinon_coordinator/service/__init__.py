@@ -1,7 +1,7 @@
 """The coordinator on the network: gRPC calls to and from the federation. Nothing else here speaks gRPC.
 
-`fleet` is for devices, `runs` for operators; `calls` makes gRPC handlers of both, from the table in
-`koinon_core.wire.methods`.
+`fleet` is for devices' streams and `blobs` for their large contents, `runs` for operators; `calls` makes gRPC handlers
+of all, from the table in `koinon_core.wire.methods`.
 """
 
 from __future__ import annotations  # gRPC's types take parameters in their stubs only
@@ -11,16 +11,20 @@ from collections.abc import Callable
 
 import grpc
 
+from koinon_coordinator.config import Limits
 from koinon_coordinator.federation import Federation
+from koinon_coordinator.service.blobs import Blobs
 from koinon_coordinator.service.calls import handlers
 from koinon_coordinator.service.fleet import Fleet
 from koinon_coordinator.service.runs import Runs
 from koinon_core.errors import UsageError
 from koinon_core.wire import convert
+from koinon_core.wire.pieces import FLOW
 
 __all__ = ["serve"]
 
 _OPTIONS = [
+    *FLOW,
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
     ("grpc.max_receive_message_length", 2 * convert.MESSAGE_LIMIT),
     ("grpc.max_send_message_length", 2 * convert.MESSAGE_LIMIT),
@@ -36,11 +40,14 @@ _OPTIONS = [
 
 
 async def serve(
-    federation: Federation, listen: str, stop: asyncio.Event, ready: Callable[[int], None]
-) -> None:
+    federation: Federation, listen: str, stop: asyncio.Event, ready: Callable[[int], None],
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+) -> None:  # fmt: skip
     """Serve until `stop` is set. `ready` is called with the port once devices may come."""
     server = grpc.aio.server(options=_OPTIONS)
-    server.add_generic_rpc_handlers(handlers({**Fleet(federation).table, **Runs(federation).table}))
+    fleet = Fleet(federation)
+    blobs = Blobs(federation, fleet.devices, limits)
+    server.add_generic_rpc_handlers(handlers({**fleet.table, **blobs.table, **Runs(federation).table}))
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError:
@@ -58,3 +65,4 @@ async def serve(
         await stop.wait()
         federation.roster.cut_all()
         await server.stop(grace=2)
+    blobs.close()

@@ -23,7 +23,8 @@ from koinon_core.errors import (
     Unavailable,
     UsageError,
 )  # fmt: skip
-from koinon_core.wire.methods import ERROR_KEY, Method
+from koinon_core.wire.methods import BLOBS, ERROR_KEY, Method
+from koinon_core.wire.pieces import upload_part
 
 __all__ = ["Context", "Table", "handlers"]
 
@@ -75,8 +76,8 @@ def _handler(method: Method[Any, Any], function: Callable[..., Any]) -> grpc.Rpc
     make = getattr(grpc, f"{method.shape}_rpc_method_handler")
     handler: grpc.RpcMethodHandler[Any, Any] = make(
         stream if many else one,
-        request_deserializer=method.request.FromString,
-        # The fleet's answers are encoded once and sent to many, so a handler may give bytes.
+        request_deserializer=upload_part if method is BLOBS.UPLOAD else method.request.FromString,
+        # A handler may give bytes: the fleet's answers are encoded once and sent to many, pieces of blobs by hand.
         response_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
     )
     return handler

@@ -1,4 +1,4 @@
-"""What devices call: their stream, and blobs in both directions."""
+"""What devices call: their stream. (Blobs in both directions are in `blobs`.)"""
 
 from __future__ import annotations  # gRPC's types take parameters in their stubs only
 
@@ -13,30 +13,21 @@ from koinon_coordinator.devices import Devices
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.service.calls import Context, Table
-from koinon_coordinator.store import Part
 from koinon_core import PROTOCOL, __version__
-from koinon_core.errors import (
-    BadBlob,
-    KoinonError,
-    NotFound,
-    RemoteProtocolError,
-    StoreError,
-    Unavailable,
-)  # fmt: skip
+from koinon_core.errors import KoinonError, RemoteProtocolError, StoreError, Unavailable
 from koinon_core.failpoints import hit
 from koinon_core.wire import convert
-from koinon_core.wire.methods import BLOBS, FLEET, TOKEN_KEY
-from koinon_core.wire.v1 import blobs_pb2, fleet_pb2
+from koinon_core.wire.methods import FLEET
+from koinon_core.wire.v1 import fleet_pb2
 
 __all__ = ["Fleet"]
 
 _log = structlog.get_logger("koinon.service")
-_PIECE = 1 << 20
 _MOST_ROUNDS = (1 << 63) - 1  # what a database can hold
 
 
 class Fleet:
-    """The devices' handlers."""
+    """The handler of devices' streams."""
 
     def __init__(self, federation: Federation):
         self._federation = federation
@@ -44,10 +35,7 @@ class Fleet:
 
     @property
     def table(self) -> Table:
-        return {
-            FLEET.ATTEND: self.attend, BLOBS.DOWNLOAD: self.download, BLOBS.UPLOAD: self.upload,
-            BLOBS.STAT: self.stat,
-        }  # fmt: skip
+        return {FLEET.ATTEND: self.attend}
 
     async def attend(
         self, requests: AsyncIterator[fleet_pb2.AttendRequest], context: Context
@@ -108,12 +96,14 @@ class Fleet:
                 said = await self.devices.recall(connection, m.run, m.pinned, m.settled, m.owes)
                 connection.send(convert.envelope(said))
             case "offer":
-                self.devices.offer(connection, m.run, m.evaluates, m.engaged)
+                held = m.held[:64] if m.HasField("held") else None
+                self.devices.offer(connection, m.run, m.evaluates, m.engaged, held)
                 self._tell_if_over(connection, m.run)  # it may have ended between the two
             case "answer":
                 answer = Answer(
                     client=connection.client, round=m.round, terms=m.terms_digest, digest=m.update.digest,
                     size=m.update.size, data=m.update.inline, head=convert.head_from(m.head),
+                    stats=convert.stats_from(m.stats),
                 )  # fmt: skip
                 verdict = await self.devices.answer(connection, m.run, answer)
                 if verdict is not None:
@@ -132,81 +122,6 @@ class Fleet:
         if row is not None:
             ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
             connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended)))
-
-    def _connection(self, context: Context) -> Connection:
-        metadata: dict[str, Any] = {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416 - older gRPC's is no mapping
-        connection = self._federation.roster.by_token(str(metadata.get(TOKEN_KEY, "")))
-        if connection is None:
-            raise RemoteProtocolError("only an attached device may move blobs; attend first")
-        return connection
-
-    async def download(
-        self, request: blobs_pb2.DownloadRequest, context: Context
-    ) -> AsyncIterator[blobs_pb2.DownloadResponse]:
-        """A content that the terms of one of the device's open rounds name, from an offset on."""
-        driver = self.devices.may_download(self._connection(context), request.digest)
-        if driver is None:
-            raise NotFound("no open round of this device names that content")
-        number = driver.run.number
-        window, size = await self._federation.db(self._federation.store.window, request.digest)
-        offset = request.offset
-        while offset < size:
-            data = await self._federation.db(window, offset, _PIECE)
-            if not data:
-                raise BadBlob("a blob ends before its size; it is damaged at the coordinator")
-            offset += len(data)
-            hit("rpc.download", request.digest)
-            driver.count_down(number, len(data))
-            yield blobs_pb2.DownloadResponse(data=bytes(data))
-
-    async def upload(
-        self, requests: AsyncIterator[blobs_pb2.UploadRequest], context: Context
-    ) -> blobs_pb2.UploadResponse:
-        """An update's bytes, from the offset that `stat` gave on; what arrived stays when the link is cut."""
-        connection = self._connection(context)
-        first = await anext(aiter(requests), None)
-        if first is None or not first.HasField("start"):
-            raise RemoteProtocolError("an upload begins with its start")
-        start = first.start
-        self.devices.may_upload(connection, start.run, start.round, start.size)
-        part = Part(start.run, start.round, connection.client)
-        try:
-            return await self._receive(connection, part, start, requests)
-        except StoreError as error:
-            self.devices.no_room(connection, part, str(error))
-            raise
-
-    async def _receive(
-        self, connection: Connection, part: Part, start: blobs_pb2.UploadStart,
-        requests: AsyncIterator[blobs_pb2.UploadRequest],
-    ) -> blobs_pb2.UploadResponse:  # fmt: skip
-        federation = self._federation
-        incoming = await federation.db(federation.store.uploads.receive, part, start.digest, start.size)
-        if incoming is None:
-            return blobs_pb2.UploadResponse(offset=start.size, complete=True)
-        try:
-            if start.offset != incoming.offset:
-                # An older stream's last bytes may have come between the device's question and this.
-                raise Unavailable(
-                    f"the upload goes on at byte {start.offset}, but {incoming.offset} bytes are here; ask again"
-                )
-            async for request in requests:
-                hit("rpc.upload", connection.client)
-                await federation.db(incoming.write, request.data)
-                self.devices.progress(connection, start.run)
-            if incoming.offset == start.size:
-                await federation.db(incoming.finish)
-                return blobs_pb2.UploadResponse(offset=start.size, complete=True)
-            return blobs_pb2.UploadResponse(offset=incoming.offset, complete=False)
-        finally:
-            await federation.db(incoming.supersede)
-
-    async def stat(self, request: blobs_pb2.StatRequest, context: Context) -> blobs_pb2.StatResponse:
-        connection, federation = self._connection(context), self._federation
-        self.devices.may_upload(connection, request.run, request.round, 0)
-        part = Part(request.run, request.round, connection.client)
-        offset = await federation.db(federation.store.uploads.received, part, request.digest)
-        return blobs_pb2.StatResponse(offset=offset)
 
 
 def _plain(text: str) -> str:

@@ -4,18 +4,22 @@ from __future__ import annotations  # gRPC's types take parameters in their stub
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import islice
 
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.replay import replay
 from koinon_coordinator.service.calls import Context, Table
-from koinon_coordinator.store import RoundRow, RunRow
+from koinon_coordinator.store import RoundRow, RunRow, queries
+from koinon_coordinator.store.queries import SentRow
+from koinon_core.codec import size_limit
 from koinon_core.errors import (
     NotFound,
     UsageError,
 )  # fmt: skip
 from koinon_core.spec import RunSpec
 from koinon_core.strategy import recipe
+from koinon_core.wire import convert
 from koinon_core.wire.methods import RUNS
 from koinon_core.wire.v1 import runs_pb2
 
@@ -24,7 +28,7 @@ __all__ = ["Runs"]
 _PIECE = 1 << 20
 _WATCH_EVERY = 0.1
 _AUDIT_PAGE = 200
-_MODEL_LIMIT = 64 << 30
+_UPDATES_PAGE = 64  # with all the metrics that a head may have they stay below a message's limit
 _MOST_ROUNDS = (1 << 63) - 1  # what a database can hold
 
 
@@ -39,26 +43,28 @@ class Runs:
         return {
             RUNS.CREATE: self.create, RUNS.LIST: self.list_runs, RUNS.GET: self.get, RUNS.WATCH: self.watch,
             RUNS.CONTROL: self.control, RUNS.EXPORT: self.export, RUNS.AUDIT: self.audit,
-            RUNS.REPLAY: self.replay,
+            RUNS.REPLAY: self.replay, RUNS.UPDATES: self.updates,
         }  # fmt: skip
 
     async def create(
         self, requests: AsyncIterator[runs_pb2.CreateRequest], context: Context
     ) -> runs_pb2.CreateResponse:
         spec: RunSpec | None = None
-        model = bytearray()
-        async for request in requests:
-            if request.HasField("spec"):
-                spec = RunSpec.decode(request.spec)
-            elif spec is None:
-                raise UsageError("a run's spec comes before its model")
-            else:
-                model += request.model
-                if len(model) > min(_MODEL_LIMIT, 2 * spec.model.nbytes + (1 << 20)):
-                    raise UsageError("the first model is larger than its schema says")
-        if spec is None:
-            raise UsageError("a run needs a spec")
-        run = await self._federation.create(spec, bytes(model))
+        federation, size = self._federation, 0
+        with federation.store.draft() as draft:
+            async for request in requests:
+                if request.HasField("spec"):
+                    spec = RunSpec.decode(request.spec)
+                elif spec is None:
+                    raise UsageError("a run's spec comes before its model")
+                else:
+                    size += len(request.model)
+                    if size > size_limit(spec.model):
+                        raise UsageError("the first model is larger than its schema says")
+                    await federation.db(draft.write, request.model)
+            if spec is None:
+                raise UsageError("a run needs a spec")
+            run = await federation.create(spec, *draft.written())
         return runs_pb2.CreateResponse(run=self._info(self._federation.find(run.id)))
 
     async def list_runs(self, request: runs_pb2.ListRequest, context: Context) -> runs_pb2.ListResponse:
@@ -150,6 +156,26 @@ class Runs:
         while (one := await federation.db(next, found, None)) is not None:
             yield runs_pb2.ReplayResponse(round=one.round, verdict=one.verdict, detail=one.detail)
 
+    async def updates(
+        self, request: runs_pb2.UpdatesRequest, context: Context
+    ) -> AsyncIterator[runs_pb2.UpdatesResponse]:
+        federation = self._federation
+        row = federation.find(request.run)
+        number = request.round if request.HasField("round") else None
+        if number is not None and number > _MOST_ROUNDS:
+            raise NotFound(f"there is no round {number}")
+        client = request.client if request.HasField("client") else None
+        after = (0, "")
+        while True:
+            read = partial(
+                queries.sent, run=row.id, round_=number, client=client, after=after, most=_UPDATES_PAGE
+            )
+            page = await federation.db(federation.store.database.read, "updates", read)
+            if not page:
+                return
+            yield runs_pb2.UpdatesResponse(updates=[_update(u) for u in page])
+            after = (page[-1].round, page[-1].client)
+
     def _info(self, row: RunRow) -> runs_pb2.RunInfo:
         row = self._federation.current(row)
         spec = RunSpec.decode(row.spec)
@@ -173,5 +199,13 @@ def _round(r: RoundRow) -> runs_pb2.RoundInfo:
             for p in r.participants
         ],
         metrics=r.metrics, bytes_up=r.bytes_up, bytes_down=r.bytes_down, model_digest=r.model,
-        head=r.head,
+        head=r.head, bits=r.bits, nmse=r.nmse, upload_s=r.upload_s, fold_s=r.fold_s,
+    )  # fmt: skip
+
+
+def _update(u: SentRow) -> runs_pb2.UpdateInfo:
+    return runs_pb2.UpdateInfo(
+        round=u.round, client=u.client, digest=u.digest, codec=u.codec, bytes=u.size, at=u.at, status=u.status,
+        reason=u.reason, kept=u.kept, upload_s=u.upload_s, head=convert.head_to(u.head),
+        stats=convert.stats_to(u.stats),
     )  # fmt: skip

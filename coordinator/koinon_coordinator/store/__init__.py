@@ -12,6 +12,7 @@ from koinon_coordinator.store.changes import (
     Superseded,
     UpdateRow,
 )
+from koinon_coordinator.store.drafts import Content, Draft, Drafts
 from koinon_coordinator.store.face import Store
 from koinon_coordinator.store.owners import BEAT, Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
@@ -19,6 +20,6 @@ from koinon_coordinator.store.tx import RefusedWrite
 from koinon_coordinator.store.uploads import Part
 
 __all__ = [
-    "BEAT", "Change", "Held", "Incident", "ModelVersion", "Part", "RefusedWrite", "RoundRow", "RunRow", "Scrub",
-    "Store", "Superseded", "UpdateRow",
+    "BEAT", "Change", "Content", "Draft", "Drafts", "Held", "Incident", "ModelVersion", "Part", "RefusedWrite",
+    "RoundRow", "RunRow", "Scrub", "Store", "Superseded", "UpdateRow",
 ]  # fmt: skip

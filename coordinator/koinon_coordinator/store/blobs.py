@@ -4,13 +4,15 @@ A blob is there, whole and synced, before a row names it; and it goes only after
 digest that was put and whose row is not committed yet is pinned, so that collecting cannot take it away.
 """
 
+import hashlib
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
-from koinon_coordinator.store.folder import Folder, disk, sync_folder
+from koinon_coordinator.store.folder import Folder, disk, name_file, sync_folder
 from koinon_coordinator.store.incoming import Incoming
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
@@ -40,6 +42,7 @@ class Blobs:
         self._folder = folder
         self._guard = threading.Lock()
         self._pinned: Counter[str] = Counter()
+        self._sound: set[str] = set()  # what was seen whole since this process has the folder
 
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be."""
@@ -84,6 +87,29 @@ class Blobs:
             self._folder.remove(partial)  # half a blob is of no use, and on a full disk it is in the way
             raise
 
+    def take(self, partial: Path, file: BinaryIO, digest: str) -> None:
+        """A written file becomes the blob `digest`, which its bytes must have; pinned like what is put. The file is
+        closed."""
+        path = self.path(digest)
+        with self._guard:
+            self._pinned[digest] += 1
+            there = path.exists()
+        try:
+            with disk(path), file:
+                path.parent.mkdir(exist_ok=True)
+                if not there:
+                    name_file(partial, path, file.fileno())
+            if there:
+                self._folder.remove(partial)
+            with disk(path):
+                # Also where it is there: whoever named it may be about to sync the folder, or may have failed to.
+                sync_folder(path.parent)
+                sync_folder(self._folder.root)
+        except StoreError:
+            self._folder.remove(partial)
+            self.unpin([digest])
+            raise
+
     def unpin(self, digests: Iterable[str]) -> None:
         """Rows that name these are committed."""
         with self._guard:
@@ -94,9 +120,15 @@ class Blobs:
         return file_size(self.path(digest))
 
     def window(self, digest: str) -> Window:
-        """Read any part of a blob; nothing is mapped, nothing stays open."""
+        """Read any part of a blob; nothing is mapped, nothing stays open. What an earlier process left is read once
+        to see that it is whole still: StoreError if it is not."""
         path = self.path(digest)
         file_size(path)
+        if digest not in self._sound:
+            with disk(path), path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise StoreError(f"content {digest[:12]}... is damaged on disk; restore it from a backup")
+            self._sound.add(digest)
         return file_window(path)
 
     def collect(self, digests: Iterable[str], release: Callable[[set[str]], Iterable[str]]) -> None:
@@ -104,6 +136,7 @@ class Blobs:
         and returns them once that is committed."""
         with self._guard:
             for digest in release({d for d in digests if not self._pinned[d]}):
+                self._sound.discard(digest)
                 self._folder.remove(self.path(digest))
 
     def sweep(self, named: set[str]) -> int:

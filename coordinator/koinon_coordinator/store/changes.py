@@ -21,7 +21,7 @@ from koinon_core.errors import StoreError
 from koinon_core.round.events import Event, Heard, dump
 from koinon_core.round.machine import Round
 from koinon_core.run import Run
-from koinon_core.update import Head
+from koinon_core.update import Head, Stats
 
 __all__ = [
     "Change",
@@ -56,7 +56,8 @@ class Incident:
 @dataclass(frozen=True, slots=True)
 class UpdateRow:
     """A verified update. `data` is its bytes if they are small, else they are a file already. `whole` is False for a
-    row that does not say any more what was written."""
+    row that does not say any more what was written. `stats` is what its device measured of it, `upload_s` how many
+    seconds its upload took (0: it came in its message)."""
 
     client: str
     round: int
@@ -67,9 +68,12 @@ class UpdateRow:
     at: float
     data: bytes | None
     whole: bool = True
+    stats: Stats = field(default_factory=Stats)
+    upload_s: float = 0.0
 
     def seal(self, run: str) -> str:
-        """The digest of all that the row says; its bytes have their own."""
+        """The digest of all that the row says and that may enter a sum; its bytes have their own. What was measured is
+        not in it: the seals of rows that are older than the measuring hold, too."""
         return digest_of(
             [run, self.round, self.client, self.digest, self.size, self.codec, self.head.to_json()]
         )
@@ -77,12 +81,17 @@ class UpdateRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A model, the strategy's state behind it, and the part of that which devices get, by digest."""
+    """A model, the strategy's state behind it, and the part of that which devices get, by digest. `weights` is the
+    SHA-256 of the model's tensors, whichever codec `digest` is of; empty where it is not known. `delta` is the model as
+    the difference to the one whose tensors have the digest `base`, where that was worth making."""
 
     round: int
     digest: str
     state: str = ""
     down: str = ""
+    weights: str = ""
+    delta: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ class Scrub:
     @property
     def contents(self) -> set[str]:
         """Digests that may be needed no more."""
-        states = {d for v in (*self.states, *self.models) for d in (v.state, v.down)}
+        states = {d for v in (*self.states, *self.models) for d in (v.state, v.down, v.delta)}
         return (states | {v.digest for v in self.models}) - {""}
 
 
@@ -117,6 +126,7 @@ class Change:
     metrics: list[tuple[int, str, float]] = field(default_factory=list)
     contents: list[tuple[str, int, bytes | None]] = field(default_factory=list)
     bytes_down: dict[int, int] = field(default_factory=dict)
+    fold_s: dict[int, float] = field(default_factory=dict)
     ended_at: float | None = None
     heads: dict[int, tuple[str, str]] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
@@ -186,7 +196,7 @@ def write(tx: Connection, change: Change) -> None:
                 {
                     "run": run.id, "round": u.round, "client": u.client, "digest": u.digest, "size": u.size,
                     "codec": u.codec, "head": u.head.to_json(), "at": u.at, "data": u.data, "kept": True,
-                    "seal": u.seal(run.id),
+                    "seal": u.seal(run.id), "stats": u.stats.to_json(), "upload_s": u.upload_s,
                 }
                 for u in change.updates
             ],
@@ -202,6 +212,9 @@ def write(tx: Connection, change: Change) -> None:
                     "state": m.state,
                     "down": m.down,
                     "kept": True,
+                    "weights": m.weights,
+                    "delta": m.delta,
+                    "base": m.base,
                 }
                 for m in change.models
             ],
@@ -260,10 +273,10 @@ def _scrub(tx: Connection, run: str, scrub: Scrub) -> None:
         tx.execute(update(updates).where(where).values(kept=False, data=None))
     if scrub.states:
         where = (m.run == run) & m.round.in_([v.round for v in scrub.states])
-        tx.execute(update(versions).where(where).values(state="", down=""))
+        tx.execute(update(versions).where(where).values(state="", down="", delta="", base=""))
     if scrub.models:
         where = (m.run == run) & m.round.in_([v.round for v in scrub.models])
-        tx.execute(update(versions).where(where).values(kept=False, state="", down=""))
+        tx.execute(update(versions).where(where).values(kept=False, state="", down="", delta="", base=""))
 
 
 def beat(tx: Connection, run: str, epoch: int, at: float, owner: str | None = None) -> bool:
@@ -297,7 +310,7 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
                     "run": run, "number": number, "kind": r.terms.kind, "stage": r.stage, "reason": r.reason,
                     "terms_digest": r.terms.digest, "opened_at": r.opened_at, "asked_at": r.asked_at,
                     "folding_at": r.folding_at, "ended_at": r.ended_at,
-                    "bytes_down": change.bytes_down.get(number, 0),
+                    "bytes_down": change.bytes_down.get(number, 0), "fold_s": change.fold_s.get(number, 0.0),
                     "link": change.heads.get(number, ("", ""))[0], "head": change.heads.get(number, ("", ""))[1],
                 }
             )  # fmt: skip
@@ -308,7 +321,7 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
             row = {"run": run, "round": number, "client": client, "status": status, "reason": reason}
             at = answered.get((number, client))
             (others if at is None else heard).append(row if at is None else {**row, "answered_at": at})
-    moving = ("stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down", "link", "head")
+    moving = ("stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down", "link", "head", "fold_s")
     _upsert(tx, models.Round, rows, ("run", "number"), moving)
     key = ("run", "round", "client")
     _upsert(tx, models.Participant, heard, key, ("status", "reason", "answered_at"))

@@ -16,6 +16,7 @@ from sqlalchemy.exc import NoResultFound
 from koinon_coordinator.store import changes, owners, queries, schema
 from koinon_coordinator.store.blobs import Blobs
 from koinon_coordinator.store.changes import Change, Incident, ModelVersion, UpdateRow
+from koinon_coordinator.store.drafts import Draft, WrittenContent
 from koinon_coordinator.store.folder import Folder, lock
 from koinon_coordinator.store.owners import Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
@@ -155,6 +156,10 @@ class Store:
             self._remember(digest, data)
             return digest, len(data), data
         return self.blobs.put(data), len(data), None
+
+    def draft(self) -> Draft:
+        """A content for the next change, written piece by piece."""
+        return WrittenContent(self.folder, self.blobs, self._remember)
 
     def _remember(self, digest: str, data: bytes) -> None:
         """Keep a few small contents at hand: a round's model is read again as soon as it is written."""

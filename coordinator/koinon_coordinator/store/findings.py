@@ -4,6 +4,7 @@ Everything here reads, and yields a `Finding` for whatever does not belong. Even
 about it can be computed again from them, and is compared with that.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -20,7 +21,7 @@ from koinon_core.errors import KoinonError
 from koinon_core.history import extend, genesis, link_of
 from koinon_core.round.machine import Round, rebuild
 from koinon_core.spec import RunSpec
-from koinon_core.update import Head
+from koinon_core.update import Head, Stats
 
 __all__ = ["UNREADABLE", "Finding", "of_run"]
 
@@ -210,6 +211,8 @@ class _Rounds:
         for name, value in wanted.items():
             if row._mapping[name] != value:
                 yield f"its row says {name} = {row._mapping[name]!r}, its events {value!r}"
+        if not 0 <= row.fold_s < math.inf:
+            yield f"its sum is said to have taken {row.fold_s} seconds"
         yield from self._history(row.link, row.head, r)
         yield from self._made(number, r)
 
@@ -260,15 +263,20 @@ class _Rounds:
 
     def _updates(self, r: Round) -> Iterator[tuple[str, str]]:
         u, number = models.Update, r.terms.round
-        columns = (u.client, u.digest, u.size, u.kept, u.data, u.codec, u.head, u.at, u.seal)
+        columns = (
+            u.client, u.digest, u.size, u.kept, u.data, u.codec, u.head, u.at, u.seal, u.stats, u.upload_s,
+        )  # fmt: skip
         rows = self.tx.execute(select(*columns).where(u.run == self.row.id, u.round == number))
         there = set()
-        for client, digest, size, kept, data, codec, said, at, seal in rows:
+        for client, digest, size, kept, data, codec, said, at, seal, stats, upload_s in rows:
             there.add(client)
             head = Head.from_json(said)
             head.check(
                 trained=r.terms.kind == "train", max_examples=r.terms.max_examples, totals=said["totals"]
             )
+            Stats.from_json(stats).check()
+            if not 0 <= upload_s < math.inf:
+                yield f"its update's upload is said to have taken {upload_s} seconds", client
             update = changes.UpdateRow(client, number, digest, size, codec, head, at, data)
             if seal not in ("", update.seal(self.row.id)):
                 yield "its update's row does not say any more what was written", client
@@ -288,10 +296,16 @@ def _versions(tx: Connection, row: RunRow, contents: set[str]) -> Iterator[Findi
     """Models and states that are kept, and must have a content; and the first of them, which the history names."""
     m = models.Model
     rows = tx.execute(
-        select(m.round, m.digest, m.state, m.down, m.kept).where(m.run == row.id).order_by(m.round)
+        select(m.round, m.digest, m.state, m.down, m.delta, m.kept).where(m.run == row.id).order_by(m.round)
     ).all()
-    for number, digest, state, down, kept in rows:
-        for what, named in (("model", digest if kept else ""), ("state", state), ("state for devices", down)):
+    for number, digest, state, down, delta, kept in rows:
+        parts = (
+            ("model", digest if kept else ""),
+            ("state", state),
+            ("state for devices", down),
+            ("delta", delta),
+        )
+        for what, named in parts:
             if named and named not in contents:
                 yield Finding(
                     run=row.name, round=number, digest=named,

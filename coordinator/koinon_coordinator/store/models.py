@@ -2,12 +2,15 @@
 
     runs           one row a run: its spec, where it stands, and who owns it. Of rounds up to `remembered` its devices
                    need not know, because they had no memory then
-    rounds         one row a round, from its opening to its end
+    rounds         one row a round, from its opening to its end; `fold_s` is how long its sum and its step took
     events         what happened in a round, in order: folding them rebuilds it
     participants   one row a device and round: asked, answered, counted or why not
     updates        what a device sent; (run, round, client) is unique, so nothing is counted twice. Small ones have
-                   their bytes in the row, large ones are a file; both are scrubbed after their round, by policy
-    models         one row a model version, with the strategy's state behind it
+                   their bytes in the row, large ones are a file; both are scrubbed after their round, by policy. What
+                   was measured (`stats` by the device, `upload_s` here) stays. It is for the operator: nothing is
+                   decided by it, and the row's seal is not over it
+    models         one row a model version, with the strategy's state behind it. `digest` is that of its bytes,
+                   `weights` that of the tensors in them, however they are encoded
     metrics        numbers of a round, by name
     incidents      what was refused or went wrong, for the operator
     contents       bytes by SHA-256: small ones in the row, large ones in a file beside the database
@@ -97,6 +100,7 @@ class Round(Table):
     bytes_down: Mapped[int] = mapped_column(default=0)
     link: Mapped[str] = mapped_column(String(64), default="")
     head: Mapped[str] = mapped_column(String(64), default="")
+    fold_s: Mapped[float] = mapped_column(Float(53), default=0.0)
 
 
 class Event(Table):
@@ -133,6 +137,8 @@ class Update(Table):
     data: Mapped[bytes | None] = mapped_column(LargeBinary)
     kept: Mapped[bool] = mapped_column(default=True)
     seal: Mapped[str] = mapped_column(String(64), default="")
+    stats: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    upload_s: Mapped[float] = mapped_column(Float(53), default=0.0)
     __table_args__ = (UniqueConstraint("run", "round", "client"),)
 
 
@@ -144,6 +150,9 @@ class Model(Table):
     state: Mapped[str] = mapped_column(String(64), default="")
     down: Mapped[str] = mapped_column(String(64), default="")
     kept: Mapped[bool] = mapped_column(default=True)
+    weights: Mapped[str] = mapped_column(String(64), default="")
+    delta: Mapped[str] = mapped_column(String(64), default="")
+    base: Mapped[str] = mapped_column(String(64), default="")
 
 
 class Metric(Table):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, delete, func, select, union
+from sqlalchemy import Connection, delete, func, select, tuple_, union
 
 from koinon_coordinator.store import models
 from koinon_coordinator.store.changes import Incident, ModelVersion, UpdateRow
@@ -12,12 +12,12 @@ from koinon_core.audit import Entry
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
 from koinon_core.round.events import Event, load
-from koinon_core.update import Head
+from koinon_core.update import Head, Stats
 
 __all__ = [
-    "ParticipantRow", "RoundRow", "RunRow", "audit", "content", "contents", "events", "incidents", "kept_rounds",
-    "kept_versions", "last_counted", "model_at", "model_before", "release", "round_rows", "run_rows", "standing",
-    "updates", "verdict",
+    "ParticipantRow", "RoundRow", "RunRow", "SentRow", "audit", "content", "contents", "events", "incidents",
+    "kept_rounds", "kept_versions", "last_counted", "model_at", "model_before", "release", "round_rows", "run_rows",
+    "sent", "standing", "updates", "verdict",
 ]  # fmt: skip
 
 
@@ -56,6 +56,8 @@ class ParticipantRow:
     answered_at: float | None
     size: int
     examples: int
+    stats: Stats = field(default_factory=Stats)
+    upload_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,7 @@ class RoundRow:
     ended_at: float | None
     bytes_down: int
     head: str
+    fold_s: float = 0.0
     model: str = ""
     participants: tuple[ParticipantRow, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -77,6 +80,41 @@ class RoundRow:
     @property
     def bytes_up(self) -> int:
         return sum(p.size for p in self.participants)
+
+    @property
+    def bits(self) -> float:
+        """Bits a parameter: the mean over the updates that say how many they hold; 0 if none does."""
+        rates = [p.stats.bits(p.size) for p in self.participants if p.stats.parameters]
+        return sum(rates) / len(rates) if rates else 0.0
+
+    @property
+    def nmse(self) -> float:
+        """Of the update whose codec lost most."""
+        return max((p.stats.nmse for p in self.participants), default=0.0)
+
+    @property
+    def upload_s(self) -> float:
+        """Seconds of the slowest upload."""
+        return max((p.upload_s for p in self.participants), default=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentRow:
+    """An update as the operator sees it: what it is, what was measured of it, and what became of it. `kept` says
+    whether its bytes still are."""
+
+    round: int
+    client: str
+    digest: str
+    codec: str
+    size: int
+    at: float
+    kept: bool
+    head: Head
+    stats: Stats
+    upload_s: float
+    status: str
+    reason: str
 
 
 def run_rows(tx: Connection) -> list[RunRow]:
@@ -113,13 +151,42 @@ def events(tx: Connection, run: str, round_: int) -> list[Event]:
 def updates(tx: Connection, run: str, round_: int) -> list[UpdateRow]:
     """The updates of a round that are kept, by client. Rows of version 0.1.0 have no seal, and are believed."""
     u = rows_of(models.Update).c
-    chosen = select(u.client, u.round, u.digest, u.size, u.codec, u.head, u.at, u.data, u.seal)
+    chosen = select(
+        u.client, u.round, u.digest, u.size, u.codec, u.head, u.at, u.data, u.seal, u.stats, u.upload_s
+    )
     rows = tx.execute(chosen.where(u.run == run, u.round == round_, u.kept).order_by(u.client))
     found = []
-    for client, number, digest, size, codec, head, at, data, seal in rows:
-        row = UpdateRow(client, number, digest, size, codec, Head.from_json(head), at, data)
+    for client, number, digest, size, codec, head, at, data, seal, stats, upload_s in rows:
+        row = UpdateRow(
+            client, number, digest, size, codec, Head.from_json(head), at, data, stats=Stats.from_json(stats),
+            upload_s=upload_s,
+        )  # fmt: skip
         found.append(row if seal in ("", row.seal(run)) else replace(row, whole=False))
     return found
+
+
+def sent(
+    tx: Connection, run: str, round_: int | None, client: str | None, after: tuple[int, str], most: int
+) -> list[SentRow]:
+    """Up to `most` updates of a run, scrubbed ones too, by round and device, from the one after (round, device)
+    `after` on: of one round or of all (None), of one device or of all (None)."""
+    u, p = rows_of(models.Update).c, rows_of(models.Participant).c
+    where = (u.run == run) & (tuple_(u.round, u.client) > after)
+    if round_ is not None:
+        where &= u.round == round_
+    if client is not None:
+        where &= u.client == client
+    mine = (p.run == u.run) & (p.round == u.round) & (p.client == u.client)
+    columns = (
+        u.round, u.client, u.digest, u.codec, u.size, u.at, u.kept, u.head, u.stats, u.upload_s,
+        func.coalesce(p.status, "").label("status"), func.coalesce(p.reason, "").label("reason"),
+    )  # fmt: skip
+    joined = select(*columns).select_from(rows_of(models.Update)).outerjoin(rows_of(models.Participant), mine)
+    rows = tx.execute(joined.where(where).order_by(u.round, u.client).limit(most))
+    return [
+        SentRow(**{**row, "head": Head.from_json(row["head"]), "stats": Stats.from_json(row["stats"])})
+        for row in rows.mappings()
+    ]
 
 
 def kept_rounds(tx: Connection, run: str) -> list[int]:
@@ -133,7 +200,9 @@ def kept_versions(tx: Connection, run: str) -> list[ModelVersion]:
     """The model versions that are kept, oldest first."""
     m = rows_of(models.Model).c
     rows = tx.execute(
-        select(m.round, m.digest, m.state, m.down).where(m.run == run, m.kept).order_by(m.round)
+        select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base)
+        .where(m.run == run, m.kept)
+        .order_by(m.round)
     )
     return [ModelVersion(*row) for row in rows]
 
@@ -141,18 +210,19 @@ def kept_versions(tx: Connection, run: str) -> list[ModelVersion]:
 def model_at(tx: Connection, run: str, round_: int | None) -> tuple[ModelVersion, bool] | None:
     """The model that round `round_` made (0: the first; None: the newest), and whether it is kept."""
     m = rows_of(models.Model).c
-    query = select(m.round, m.digest, m.state, m.down, m.kept).where(m.run == run)
+    query = select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base, m.kept).where(m.run == run)
     query = query.order_by(m.round.desc()).limit(1) if round_ is None else query.where(m.round == round_)
     row = tx.execute(query).one_or_none()
-    return (ModelVersion(*row[:4]), row[4]) if row else None
+    return (ModelVersion(*row[:-1]), row[-1]) if row else None
 
 
 def model_before(tx: Connection, run: str, round_: int) -> tuple[ModelVersion, bool] | None:
     """The model that round `round_` stood on, and whether it is kept."""
     m = rows_of(models.Model).c
-    query = select(m.round, m.digest, m.state, m.down, m.kept).where(m.run == run, m.round < round_)
+    query = select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base, m.kept)
+    query = query.where(m.run == run, m.round < round_)
     row = tx.execute(query.order_by(m.round.desc()).limit(1)).one_or_none()
-    return (ModelVersion(*row[:4]), row[4]) if row else None
+    return (ModelVersion(*row[:-1]), row[-1]) if row else None
 
 
 def standing(tx: Connection, run: str, since: int) -> tuple[Standing, dict[int, str]]:
@@ -197,6 +267,7 @@ def release(tx: Connection, digests: set[str]) -> list[str]:
         select(m.digest).where(m.kept, m.digest.in_(digests)),
         select(m.state).where(m.state.in_(digests)),
         select(m.down).where(m.down.in_(digests)),
+        select(m.delta).where(m.delta.in_(digests)),
     )
     free = sorted(digests - set(tx.execute(named).scalars()))
     tx.execute(delete(rows_of(models.Content)).where(c.digest.in_(free)))
@@ -229,16 +300,16 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
     r, p, u, m = (rows_of(t).c for t in (models.Round, models.Participant, models.Update, models.Metric))
     people: dict[int, list[ParticipantRow]] = {}
     joined = (
-        select(p.round, p.client, p.status, p.reason, p.answered_at, u.size, u.head)
+        select(p.round, p.client, p.status, p.reason, p.answered_at, u.size, u.head, u.stats, u.upload_s)
         .select_from(rows_of(models.Participant))
         .outerjoin(rows_of(models.Update), (u.run == p.run) & (u.round == p.round) & (u.client == p.client))
         .where(p.run == run, p.round >= since)
         .order_by(p.round, p.client)
     )
-    for number, client, status, reason, answered_at, size, head in tx.execute(joined):
+    for number, client, status, reason, answered_at, size, head, stats, upload_s in tx.execute(joined):
         row = ParticipantRow(
             client=client, status=status, reason=reason, answered_at=answered_at, size=size or 0,
-            examples=(head or {}).get("examples", 0),
+            examples=(head or {}).get("examples", 0), stats=Stats.from_json(stats or {}), upload_s=upload_s or 0.0,
         )  # fmt: skip
         people.setdefault(number, []).append(row)
     metrics: dict[int, dict[str, float]] = {}
@@ -251,7 +322,7 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
     made = {number: digest for number, digest in versions}  # noqa: C416 - dict() takes a cursor for a mapping
     columns = (
         r.number, r.kind, r.stage, r.reason, r.opened_at, r.asked_at, r.folding_at, r.ended_at, r.bytes_down,
-        r.head,
+        r.head, r.fold_s,
     )  # fmt: skip
     rows = tx.execute(select(*columns).where(r.run == run, r.number >= since).order_by(r.number))
     return [

@@ -8,6 +8,7 @@ another's, and scrubbing a round is removing its folder.
 import hashlib
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from weakref import WeakValueDictionary
 from koinon_coordinator.store.blobs import check_digest, file_size, file_window
 from koinon_coordinator.store.folder import Folder, disk, sync_folder
 from koinon_coordinator.store.incoming import Incoming
+from koinon_core.blob import Window
 from koinon_core.canonical import sha256
-from koinon_core.codec import Window
 from koinon_core.errors import BadBlob
 from koinon_core.failpoints import hit
 
@@ -55,6 +56,8 @@ class Uploads:
         self._root = folder.root / "updates"
         self._incoming: WeakValueDictionary[Path, Incoming] = WeakValueDictionary()
         self._sound: set[Path] = set()  # what was seen whole since this process has the folder
+        self._began: dict[Path, float] = {}
+        self._took: dict[Path, float] = {}
         self._guard = threading.Lock()
 
     def _shelf(self, run: str, round_: int) -> Path:
@@ -101,11 +104,19 @@ class Uploads:
             path.parent.mkdir(parents=True, exist_ok=True)
             incoming = Incoming(self._folder, partial, path, digest, size, self._found_whole)
             self._incoming[partial] = incoming
+            self._began.setdefault(path, time.monotonic())
         return incoming
+
+    def seconds(self, part: Part, digest: str) -> float:
+        """How long an update took from its first byte to its last, with all cuts; 0 if it came to an earlier
+        process."""
+        return self._took.get(self.path(part, digest), 0.0)
 
     def _found_whole(self, path: Path) -> None:
         with self._guard:
             self._sound.add(path)
+            if began := self._began.pop(path, None):
+                self._took[path] = time.monotonic() - began
 
     def received(self, part: Part, digest: str) -> int:
         """Bytes of an update that are here."""
@@ -152,6 +163,9 @@ class Uploads:
             size = sum(f.stat().st_size for f in shelf.iterdir())
             shutil.rmtree(shelf)
             self._sound = {path for path in self._sound if path.parent != shelf}
+            for times in (self._began, self._took):
+                for path in [path for path in times if path.parent == shelf]:
+                    del times[path]
         self._folder.note(-size)
         hit("blob.removed", str(round_))
 

@@ -1,0 +1,99 @@
+"""A content on its way: written piece by piece, small ones into a row, large ones into a file under their SHA-256.
+
+Nobody knows how large a content becomes before it is written: what stays small never touches the disk here.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from typing import BinaryIO, Protocol, Self
+
+from koinon_coordinator.store.blobs import Blobs, file_window
+from koinon_coordinator.store.folder import Folder, disk
+from koinon_core.blob import Window
+from koinon_core.wire.convert import INLINE
+
+__all__ = ["Content", "Draft", "Drafts", "WrittenContent"]
+
+Content = tuple[str, int, bytes | None]
+"""Digest, size, and the bytes where they are small; else they are a blob, pinned until a row names it."""
+_ROOM = (
+    1 << 16
+)  # bytes for which room is made at a time: asking costs a call, and what is asked for must be free
+
+
+class Draft(Protocol):
+    """What a content is written into. A context manager: what was not finished when it ends is gone."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def write(self, data: bytes) -> object: ...
+    def written(self) -> tuple[Window, int]: ...
+    def finish(self) -> Content: ...
+
+
+Drafts = Callable[[], Draft]
+
+
+class WrittenContent:
+    """A draft that becomes durable. `remember` is told of a small one."""
+
+    def __init__(self, folder: Folder, blobs: Blobs, remember: Callable[[str, bytes], object]):
+        self._folder, self._blobs, self._remember = folder, blobs, remember
+        self._small: list[bytes] = []
+        self._digest = hashlib.sha256()
+        self._path = folder.root / "partial" / uuid.uuid4().hex
+        self._file: BinaryIO | None = None
+        self._room = 0
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None and not self._file.closed:
+            self._file.close()
+            self._folder.remove(self._path)
+
+    def write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self.size += len(data)
+        if self._file is None and self.size <= INLINE:
+            self._small.append(data)
+            return
+        with disk(self._path):
+            if self._file is None:
+                self._path.parent.mkdir(exist_ok=True)
+                self._file = self._path.open("wb", buffering=1 << 20)
+                data = b"".join((*self._small, data))
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        assert self._file is not None
+        if len(data) > self._room:
+            self._room = max(_ROOM, len(data))
+            self._folder.make_room(self._room)
+        self._room -= len(data)
+        self._file.write(data)
+        self._folder.note(len(data))
+
+    def written(self) -> tuple[Window, int]:
+        """(reader, size) of what is written so far, for who only wants to look at it."""
+        if self._file is None:
+            data = b"".join(self._small)
+            return (lambda offset, length: data[offset : offset + length]), self.size
+        with disk(self._path):
+            self._file.flush()
+        return file_window(self._path), self.size
+
+    def finish(self) -> Content:
+        """The content, durable unless it is small. StoreError, and nothing of it kept, if it cannot be."""
+        digest = self._digest.hexdigest()
+        if self._file is None:
+            data = b"".join(self._small)
+            self._remember(digest, data)
+            return digest, self.size, data
+        with disk(self._path):
+            self._file.flush()
+            self._blobs.take(self._path, self._file, digest)
+        return digest, self.size, None
