@@ -7,7 +7,8 @@ import numpy as np
 
 from koinon.models import ArrayModel, Model
 from koinon_core.errors import UsageError
-from koinon_core.tensors import Tensors
+from koinon_core.tensors import Array, Tensors
+from koinon_core.tiles import TILE, Gather
 
 __all__ = ["adapt", "load_weights"]
 
@@ -22,6 +23,8 @@ def adapt(model: Any) -> Model:
     if isinstance(model, dict) and all(isinstance(a, np.ndarray) for a in model.values()):
         return ArrayModel(model)
     if hasattr(model, "steer") and hasattr(model, "schema"):
+        if not hasattr(model, "put"):
+            return Whole(model)
         adapted: Model = model
         return adapted
     raise UsageError(
@@ -34,3 +37,32 @@ def load_weights(model: Any, weights: Tensors) -> None:
     adapted = adapt(model)
     adapted.schema.check(weights, "what is loaded")
     adapted.load(weights)
+
+
+class Whole:
+    """A model of the owner's own that can only be read and loaded as a whole."""
+
+    def __init__(self, model: Any):
+        self._model, self.schema = model, model.schema
+        self._into: Gather | None = None
+        self._missing = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    @property
+    def rounds(self) -> bool:
+        return True  # nobody knows: what it begins with is read out again
+
+    def values(self, name: str, offset: int) -> Array:
+        flat: Array = self._model.read()[name].reshape(-1)
+        return flat[offset : offset + TILE]
+
+    def put(self, name: str, offset: int, values: Array) -> None:
+        if self._into is None:
+            self._into, self._missing = Gather(self.schema), self.schema.size
+        self._into.put(name, offset, values)
+        self._missing -= values.size
+        if not self._missing:
+            self._model.load(self._into.tensors)
+            self._into = None

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from koinon.outbox import Outbox, Sent
+from koinon_core.blob import Blob
 from koinon_core.errors import BadBlob, KoinonError
 from koinon_core.history import Pin, judge, judge_standing
 from koinon_core.round import member
@@ -35,6 +36,12 @@ class Owner(Protocol):
     @property
     def evaluates(self) -> bool:
         """Whether it evaluates models."""
+        ...
+
+    @property
+    def held(self) -> str | None:
+        """The digest of the tensors of the model that it keeps, "" if there is none yet; None where it never keeps
+        one."""
         ...
 
     def entered(self) -> None:
@@ -64,7 +71,7 @@ class Conversation:
 
     def __init__(
         self, client: str, run: str, outbox: Outbox, owner: Owner, send: Callable[[pb.DeviceMessage], None],
-        send_update: Callable[[pb.Answer, bytes], None], *, wait: bool = False,
+        send_update: Callable[[pb.Answer, Blob], None], *, wait: bool = False,
     ):  # fmt: skip
         self.client = client
         self.run = ""
@@ -212,9 +219,9 @@ class Conversation:
         assert m.terms is not None
         if m.stage == "working" and not m.late:
             self._sent = Sent(
-                round=m.round, terms=m.terms.encoded, digest=prepared.digest, blob=prepared.blob, head=prepared.head,
+                round=m.round, terms=m.terms.encoded, blob=prepared.blob, head=prepared.head,
                 pending=prepared.pending if m.terms.kind == "train" and prepared.pending else None,
-                pin=self._pin.to_json(),
+                pin=self._pin.to_json(), stats=prepared.stats,
             )  # fmt: skip
             try:
                 self._outbox.keep(self.run, self._sent)
@@ -223,7 +230,7 @@ class Conversation:
                 with suppress(KoinonError):
                     self._outbox.drop(self.run, m.round)
                 raise
-        self._step(member.Submitted(prepared.digest))
+        self._step(member.Submitted(prepared.blob.digest))
 
     def gave_up(self, code: str, detail: str) -> None:
         """There will be no update."""
@@ -256,7 +263,9 @@ class Conversation:
 
     def _offer(self, engaged: int) -> None:
         if self._clear:
-            offer = pb.Offer(run=self.run, evaluates=self._owner.evaluates, engaged=engaged)
+            offer = pb.Offer(
+                run=self.run, evaluates=self._owner.evaluates, engaged=engaged, held=self._owner.held
+            )
             self._send(pb.DeviceMessage(offer=offer))
 
     def _answer(self) -> None:
@@ -265,7 +274,8 @@ class Conversation:
             return
         answer = pb.Answer(
             run=self.run, round=sent.round, terms_digest=Terms.decode(sent.terms).digest,
-            head=convert.head_to(sent.head), update=pb.Content(digest=sent.digest, size=len(sent.blob)),
+            head=convert.head_to(sent.head), update=pb.Content(digest=sent.digest, size=sent.blob.size),
+            stats=convert.stats_to(sent.stats),
         )  # fmt: skip
         self._send_update(answer, sent.blob)
 

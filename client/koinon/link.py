@@ -12,57 +12,40 @@ Beside `operator` this is the client's only module that speaks gRPC; it is impor
 
 import os
 
-# With gRPC's fork handlers on (or unset), a DataLoader's worker processes crash beside a live stream. They must be
-# off before gRPC is first imported.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # not every goodbye on the terminal
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # see koinon.calls
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import asyncio
 import concurrent.futures
 import contextlib
 import logging
-import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from koinon_core.canonical import sha256
-from koinon_core.codec import TILE
-from koinon_core.errors import BadBlob, KoinonError, StoreError, Unavailable, from_code
+from koinon.arriving import inlined
+from koinon.calls import CHANNEL_OPTIONS, Pauses, error_of, passing, stub
+from koinon.progress import Progress, reporter
+from koinon.transfer import Transfers
+from koinon_core.blob import Blob
+from koinon_core.errors import KoinonError, Unavailable
 from koinon_core.failpoints import hit
 from koinon_core.wire import convert
-from koinon_core.wire.methods import BLOBS, ERROR_KEY, FLEET, TOKEN_KEY, Method
-from koinon_core.wire.v1 import blobs_pb2
+from koinon_core.wire.methods import FLEET
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["CHANNEL_OPTIONS", "GrpcLink", "Link", "Pauses", "Receiver", "error_of", "stub"]
 
 T = TypeVar("T")
 _log = logging.getLogger("koinon")
-_FIRST_PIECE, _LAST_PIECE = 64 * 1024, TILE
-_FIRST_PAUSE = 0.1
-_PROMPT, _PROMPT_CAP, _PATIENT_CAP = 120.0, 2.0, 60.0
-_RESENDS = 3
 _CLOSE_WAIT = 5.0
 _DRAIN_WAIT = 30.0
-
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", 2 * convert.MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", 2 * convert.MESSAGE_LIMIT),
-    # A peer that vanished without a word is noticed within 50 s, before the coordinator gives the device up (a lease
-    # is 60 s, if the run says nothing else). Not sooner: on a slow link a ping waits behind the upload that fills it.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 30_000),
-    ("grpc.http2.ping_timeout_ms", 30_000),  # what counts: a minute if not set, whatever the line above says
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.min_reconnect_backoff_ms", 10_000),  # how long one attempt to connect may take
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-]
+_WORKED = 60.0  # seconds, to Pauses: a stream beside which bytes arrived is not one that broke at once
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)  # not one shared by all devices of this process
 
 
@@ -87,12 +70,13 @@ class Link(Protocol):
 
     def start(self, receiver: Receiver) -> None: ...
     def send(self, message: pb.DeviceMessage) -> None: ...
-    def answer(self, answer: pb.Answer, blob: bytes) -> None:
-        """Send an update: inline if it is small, by an upload before it otherwise."""
+    def answer(self, answer: pb.Answer, blob: Blob) -> None:
+        """Send an update: inline if it is small, by an upload before it otherwise. It is read piece by piece."""
         ...
 
-    def fetch(self, content: pb.Content) -> bytes:
-        """The bytes of a content, checked. Blocks."""
+    def fetch(self, content: pb.Content, into: Path | None = None) -> Blob:
+        """The bytes of a content, checked: in memory, or in the file `into` (and in `into` + ".part" on their way, from
+        where a later process goes on). Blocks."""
         ...
 
     def wait(self, take: Callable[[float], T]) -> T:
@@ -106,61 +90,22 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
-def stub(channel: grpc.aio.Channel, method: Method[Any, Any]) -> Any:
-    """A callable for one row of the table."""
-    make = getattr(channel, method.shape)
-    return make(
-        method.path,
-        request_serializer=lambda m: m.SerializeToString(),
-        response_deserializer=method.response.FromString,
-    )
-
-
-def error_of(error: Any, address: str) -> KoinonError:
-    """What a failed call (a grpc.RpcError, synchronous or not) means, in our terms."""
-    # Not dict(...): older gRPC's metadata looks like a mapping, but yields pairs.
-    metadata: dict[str, Any] = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416 - see above
-    if ERROR_KEY in metadata:
-        return from_code(str(metadata[ERROR_KEY]), error.details() or "")
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return Unavailable(
-            f"no coordinator answers at {address} ({error.details() or error.code().name.lower()})"
-        )
-    return KoinonError(f"the coordinator at {address} failed: {error.details() or error.code().name}")
-
-
-class Pauses:
-    """How long to wait before the next attempt, at most: 0.1 s, twice that, ..., 2 s; and 60 s once the outage has
-    lasted for two minutes, when nobody waits for this device any more and the coordinator may be busy coming back.
-
-    Drawn from all of that (full jitter): a fleet that lost its coordinator must not come back in step. An outage is
-    over when a stream works; one that breaks at once, again and again, does not start again from 0.1 s.
-    """
-
-    def __init__(self, now: float, dice: Callable[[float, float], float] = random.uniform):
-        self._since, self._failures, self._dice = now, 0, dice
-
-    def next(self, now: float, worked: float) -> float:
-        """The pause, at `now`, after a stream that worked for `worked` seconds; 0 if there was none."""
-        if worked:
-            self._since = now
-        self._failures = 1 if worked > _PROMPT_CAP else self._failures + 1
-        cap = _PROMPT_CAP if now - self._since < _PROMPT else _PATIENT_CAP
-        return self._dice(0.0, min(cap, _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16)))
-
-
 class GrpcLink:
-    """A link over gRPC, for the device `client`."""
+    """A link over gRPC, for the device `client`. `progress` is told how far transfers are; if there is none, the
+    process's own is (`koinon.progress`)."""
 
-    def __init__(self, address: str, client: str, instance: str = "", boot: int = 0):
+    def __init__(
+        self, address: str, client: str, instance: str = "", boot: int = 0, progress: Progress | None = None
+    ):
         self.address, self._client = address, client
         self._instance, self._boot = instance or uuid.uuid4().hex, boot
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"koinon-link-{client}", daemon=True)
         self._outbox: asyncio.Queue[pb.DeviceMessage | None] = asyncio.Queue()
-        self._token = ""
+        self.token = ""
         self._online: asyncio.Event = asyncio.Event()
         self._closing: asyncio.Event = asyncio.Event()
+        self._transfers = Transfers(self, progress or reporter(client))
         self._uploads: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._progress = time.monotonic()
         self._failure: KoinonError | None = None
@@ -177,13 +122,13 @@ class GrpcLink:
     def send(self, message: pb.DeviceMessage) -> None:
         self._call(self._outbox.put_nowait, message)
 
-    def answer(self, answer: pb.Answer, blob: bytes) -> None:
+    def answer(self, answer: pb.Answer, blob: Blob) -> None:
         self._call(self._begin_answer, answer, blob)
 
-    def fetch(self, content: pb.Content) -> bytes:
-        if content.inline or not content.size:
-            return _checked(content.inline, content.digest)
-        return self._await(self._download(content))
+    def fetch(self, content: pb.Content, into: Path | None = None) -> Blob:
+        if into is None and (content.inline or not content.size):
+            return inlined(content.inline, content.digest)
+        return self._await(self._transfers.download(content, into))
 
     def wait(self, take: Callable[[float], T]) -> T:
         # A bounded wait, again and again, so that Ctrl-C comes through on every platform.
@@ -252,23 +197,23 @@ class GrpcLink:
     async def _keep_attending(self) -> None:
         pauses = Pauses(self._loop.time())
         while not self._closing.is_set():
-            self._worked_from = 0.0
+            self._worked_from, moved = 0.0, self._transfers.moved
             try:
                 await self._connect()
             except grpc.aio.AioRpcError as raised:
                 error = error_of(raised, self.address)
-                if not _passing(error) and type(error) is not KoinonError:
+                if not passing(error) and type(error) is not KoinonError:
                     raise error from raised
             except Unavailable:
                 pass
             except asyncio.CancelledError:
-                if self._closing.is_set() or _is_cancelled():
+                if not self.is_torn():
                     raise
             now = self._loop.time()
             worked = now - self._worked_from if self._worked_from else 0.0
             if worked and not self._closing.is_set():
                 _log.warning("the stream to %s is gone; it is tried again", self.address)
-            pause = pauses.next(now, worked)
+            pause = pauses.next(now, worked if self._transfers.moved == moved else max(worked, _WORKED))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
 
@@ -296,7 +241,7 @@ class GrpcLink:
             await _raise(call)
             return
         hit("link.heard", "welcome")
-        self._token, self._worked_from = first.messages[0].welcome.token, self._loop.time()
+        self.token, self._worked_from = first.messages[0].welcome.token, self._loop.time()
         while not self._outbox.empty():  # meant for the stream that is gone
             self._outbox.get_nowait()
         self._receiver.connected()
@@ -363,9 +308,26 @@ class GrpcLink:
                 self._outbox.put_nowait(message)
             await asyncio.sleep(pause)
 
-    def _begin_answer(self, answer: pb.Answer, blob: bytes) -> None:
-        if len(blob) <= convert.INLINE:
-            answer.update.inline = blob
+    # -- transfers (koinon.transfer.Line) ---------------------------------------------------------------------
+
+    async def channel(self) -> grpc.aio.Channel:
+        await self._online.wait()
+        assert self._channel is not None
+        return self._channel
+
+    def stands(self, channel: grpc.aio.Channel) -> bool:
+        return self._online.is_set() and channel is self._channel
+
+    def moved(self) -> None:
+        self._progress = time.monotonic()
+
+    def is_torn(self) -> bool:
+        task = asyncio.current_task()
+        return not self._closing.is_set() and not (task is not None and task.cancelling())
+
+    def _begin_answer(self, answer: pb.Answer, blob: Blob) -> None:
+        if blob.size <= convert.INLINE:
+            answer.update.inline = blob.bytes()
             self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
             return
         key = (answer.round, answer.update.digest)
@@ -375,91 +337,17 @@ class GrpcLink:
         self._uploads[key] = task
         task.add_done_callback(lambda _: self._uploads.pop(key, None))
 
-    async def _answer(self, answer: pb.Answer, blob: bytes) -> None:
+    async def _answer(self, answer: pb.Answer, blob: Blob) -> None:
         # If it is refused, the answer goes out all the same: the coordinator says by name what became of it.
         with contextlib.suppress(KoinonError):
-            await self._retrying(lambda channel: self._upload(channel, answer, blob))
+            await self._transfers.upload(answer, blob)
         self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
-
-    async def _upload(self, channel: grpc.aio.Channel, answer: pb.Answer, blob: bytes) -> None:
-        metadata = ((TOKEN_KEY, self._token),)
-        digest = answer.update.digest
-        held = await stub(channel, BLOBS.STAT)(
-            blobs_pb2.StatRequest(digest=digest, run=answer.run, round=answer.round), metadata=metadata
-        )
-
-        async def parts() -> AsyncIterator[blobs_pb2.UploadRequest]:
-            at, piece = held.offset, _FIRST_PIECE
-            yield blobs_pb2.UploadRequest(
-                start=blobs_pb2.UploadStart(
-                    digest=digest, size=len(blob), offset=at, run=answer.run, round=answer.round
-                )
-            )
-            while at < len(blob):
-                hit("link.upload", str(at))
-                yield blobs_pb2.UploadRequest(data=blob[at : at + piece])
-                at, piece = at + piece, min(_LAST_PIECE, piece * 2)
-                self._progress = time.monotonic()
-
-        response = await stub(channel, BLOBS.UPLOAD)(parts(), metadata=metadata)
-        if not response.complete:
-            raise Unavailable("the upload was cut off")
-
-    async def _download(self, content: pb.Content) -> bytes:
-        data = bytearray()
-
-        async def rest(channel: grpc.aio.Channel) -> None:
-            request = blobs_pb2.DownloadRequest(digest=content.digest, offset=len(data))
-            call = stub(channel, BLOBS.DOWNLOAD)(request, metadata=((TOKEN_KEY, self._token),))
-            async for part in call:
-                data.extend(part.data)
-                self._progress = time.monotonic()
-                if len(data) > content.size:
-                    raise BadBlob("the coordinator sent more bytes than it declared")
-
-        await self._retrying(rest)
-        return _checked(bytes(data), content.digest)
-
-    async def _retrying(self, attempt: Callable[[grpc.aio.Channel], Coroutine[Any, Any, None]]) -> None:
-        """Try until it works; after a cut, from where it stopped. A refusal is final, if the stream that it came
-        beside still stands."""
-        resends, pauses = 0, Pauses(self._loop.time())
-        while True:
-            await self._online.wait()
-            channel = self._channel
-            assert channel is not None
-            try:
-                return await attempt(channel)
-            except grpc.aio.AioRpcError as raised:
-                error = error_of(raised, self.address)
-                if isinstance(error, BadBlob) and resends < _RESENDS:
-                    # What an older stream left on its way arrived in between, or was damaged: look again, and send it.
-                    resends += 1
-                elif not _passing(error) and self._online.is_set() and channel is self._channel:
-                    raise error from raised
-            except (Unavailable, grpc.aio.UsageError):
-                pass  # cut off, or the connection was closed between two calls: go on where it stopped
-            except asyncio.CancelledError:
-                if self._closing.is_set() or _is_cancelled():
-                    raise
-            await asyncio.sleep(pauses.next(self._loop.time(), 0.0))
 
     def _begin_close(self) -> None:
         self._closing.set()
         if not self._worked_from and self._channel is not None:
             # Connecting, or nobody there: nothing is on its way that could still be said.
             self._loop.create_task(self._channel.close())
-
-
-def _passing(error: KoinonError) -> bool:
-    """Whether trying again may help."""
-    return isinstance(error, Unavailable | StoreError)
-
-
-def _is_cancelled() -> bool:
-    """Whether this task was cancelled, and not only a call that it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def _raise(call: Any) -> None:
@@ -469,11 +357,3 @@ async def _raise(call: Any) -> None:
         raise grpc.aio.AioRpcError(
             code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
         )
-
-
-def _checked(data: bytes, digest: str) -> bytes:
-    if sha256(data) != digest:
-        raise BadBlob(
-            "what the coordinator sent is not what its digest says; the link or its disk is damaged"
-        )
-    return data

@@ -16,6 +16,7 @@ from koinon_core.errors import UsageError
 from koinon_core.schema import Schema, schema_of
 from koinon_core.strategy.protocol import Pull
 from koinon_core.tensors import Array, Tensors
+from koinon_core.tiles import TILE
 
 __all__ = ["ArrayModel", "Evaluate", "Model", "Recorded", "Steering"]
 
@@ -62,6 +63,20 @@ class Model(Protocol):
         """Put these weights in, in place."""
         ...
 
+    def values(self, name: str, offset: int) -> Array:
+        """A tile of the weights as they are now (koinon_core.tiles.Source); it may change when training goes on."""
+        ...
+
+    def put(self, name: str, offset: int, values: Array) -> None:
+        """Put a tile of weights in, in place (koinon_core.tiles.Sink)."""
+        ...
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights lose digits when they are put in, because the model holds them in fewer bits than its
+        schema."""
+        ...
+
     def steer(
         self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
     ) -> Steering: ...
@@ -94,7 +109,9 @@ class ArraySteering:
             if self.measure:
                 self._sum[name] = self._sum.get(name, 0.0) + gradient
                 continue
-            term = gradient + self.pull.mu * (arrays[name] - self.start[name])
+            term = gradient
+            if self.pull.mu:
+                term = term + self.pull.mu * (arrays[name] - self.start[name])
             if self.pull.shift is not None and name in self.pull.shift:
                 term = term + self.pull.shift[name]
             arrays[name] -= lr * term
@@ -117,6 +134,16 @@ class ArrayModel:
     def load(self, weights: Tensors) -> None:
         for name, array in self._arrays.items():
             np.copyto(array, weights[name])
+
+    def values(self, name: str, offset: int) -> Array:
+        return self._arrays[name].reshape(-1)[offset : offset + TILE]
+
+    def put(self, name: str, offset: int, values: Array) -> None:
+        self._arrays[name].flat[offset : offset + values.size] = values
+
+    @property
+    def rounds(self) -> bool:
+        return False
 
     def steer(
         self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None

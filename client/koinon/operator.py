@@ -59,7 +59,7 @@ class Operator:
 
     def create(self, spec: RunSpec, model: Tensors) -> pb.RunInfo:
         """Submit a run with its first model."""
-        blob = codec.encode(model, spec.model)
+        blob = codec.encode(model, spec.model, spec.snapshots)
 
         def parts() -> Iterator[pb.CreateRequest]:
             yield pb.CreateRequest(spec=spec.encoded)
@@ -98,6 +98,13 @@ class Operator:
     def replay(self, run: str, round_: int | None = None) -> Iterator[pb.ReplayResponse]:
         """Sums taken again at the coordinator: of one round, or of all that closed."""
         yield from self._stream(RUNS.REPLAY, pb.ReplayRequest(run=run, round=round_))
+
+    def updates(
+        self, run: str, round_: int | None = None, client: str | None = None
+    ) -> Iterator[pb.UpdateInfo]:
+        """What is known of the updates of a run, by round and device: of one round and one device, or of all."""
+        for part in self._stream(RUNS.UPDATES, pb.UpdatesRequest(run=run, round=round_, client=client)):
+            yield from part.updates
 
     def model(self, run: str, round_: int | None = None) -> tuple[int, Tensors]:
         """(round, model): the newest, or the one that `round_` made (0: the first)."""

@@ -92,6 +92,13 @@ class RunHandle:
         with Operator(self.address) as operator:
             return list(operator.get(self.id).rounds)
 
+    def updates(self, round_: int | None = None) -> list[Any]:
+        """What is known of the updates, of a round or of all (koinon.v1.UpdateInfo), by round and device."""
+        from koinon.operator import Operator
+
+        with Operator(self.address) as operator:
+            return list(operator.updates(self.id, round_))
+
     def watch(self) -> Iterator[Any]:
         """The run as it changes (koinon.v1.WatchResponse), until it is over."""
         from koinon.operator import Operator

@@ -25,6 +25,7 @@ from koinon.adapt import adapt
 from koinon.conversation import Conversation
 from koinon.models import Evaluate, Model
 from koinon.outbox import MemoryOutbox, Outbox, open_outbox
+from koinon.shelf import Shelf
 from koinon.task import Task
 from koinon.work import Workbench
 from koinon_core.errors import KoinonError, NotFound, Unavailable, UsageError
@@ -99,6 +100,7 @@ class Session:
         self._link, self._run_name = link, run
         self._outbox = outbox or MemoryOutbox()
         self._talk = Conversation(client, run, self._outbox, _Desk(self), link.send, link.answer, wait=wait)
+        self._shelf = Shelf(self._outbox.models, link.fetch)
         self._lock = threading.RLock()
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._joined = threading.Event()
@@ -182,7 +184,9 @@ class Session:
         assert self._talk.half is not None
         bench = Workbench(
             client=self.client, spec=self.spec, half=self._talk.half, model=model, owned=owned, evaluate=evaluate,
-            fetch=self._link.fetch, show=self._show, hand_over=self._hand_over, give_up=self._give_up,
+            shelf=self._shelf, fetch=self._link.fetch,
+            draft=lambda: self._outbox.draft(self._talk.run), show=self._show,
+            hand_over=self._hand_over, give_up=self._give_up,
         )  # fmt: skip
         while True:
             with self._lock:
@@ -294,6 +298,10 @@ class _Desk:
     @property
     def evaluates(self) -> bool:
         return self._session.evaluates
+
+    @property
+    def held(self) -> str | None:
+        return self._session._shelf.held
 
     def entered(self) -> None:
         session = self._session

@@ -4,20 +4,26 @@ It fetches what the round is about, puts the weights into the owner's model, eva
 owner's loop, and makes the update of what became of them. What it is not: the conversation about it (`session`).
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from koinon.models import Evaluate, Model
+from koinon.shelf import Shelf
 from koinon.task import Task
-from koinon_core import codec
+from koinon_core.blob import NO_BYTES, Blob
+from koinon_core.codec import Reader
+from koinon_core.draft import Draft
 from koinon_core.errors import BadBlob, BadUpdate, LocalProtocolError, NotFound
 from koinon_core.round.terms import Terms
 from koinon_core.spec import RunSpec
-from koinon_core.strategy.protocol import Pass, State, Work
+from koinon_core.strategy.protocol import Pass, Plan, State, Work
 from koinon_core.strategy.runner import LocalHalf, Prepared
+from koinon_core.strategy.shape import shape_of
 from koinon_core.tensors import Tensors
-from koinon_core.update import Head, state_schema, unpack_state
+from koinon_core.tiles import Except, Held, Source, copy, gather
+from koinon_core.update import Head, unpack_state
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Workbench"]
@@ -25,8 +31,9 @@ __all__ = ["Workbench"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workbench:
-    """What the rounds of one loop have in common. `fetch` gets a content's bytes, `show` is told of the task that the
-    loop gets, `hand_over` takes the update, `give_up` a code and the reason why there is none."""
+    """What the rounds of one loop have in common. `shelf` has the models, `fetch` gets another content's
+    bytes, `draft` is what the next update is written into, `show` is told of the task that the loop gets, `hand_over`
+    takes the update, `give_up` a code and the reason why there is none."""
 
     client: str
     spec: RunSpec
@@ -34,7 +41,9 @@ class Workbench:
     model: Model
     owned: Any
     evaluate: Evaluate | None
-    fetch: Callable[[pb.Content], bytes]
+    shelf: Shelf
+    fetch: Callable[[pb.Content], Blob]
+    draft: Callable[[], Draft]
     show: Callable[[Task], None]
     hand_over: Callable[[Prepared], None]
     give_up: Callable[[str, str], None]
@@ -42,23 +51,36 @@ class Workbench:
     def work(self, ask: pb.Ask, terms: Terms, state: State) -> Iterator[Task]:
         """The tasks of one round: an extra pass or two where the strategy wants them, and the training."""
         model, half = self.model, self.half
+        own = half.own(state)
         try:
-            w, down = self._fetch(ask, terms)
+            w = self.shelf.load(ask, terms, self.spec.model, Except(model, own))
+            copy(Held(own), self.spec.model.only(own), model)
+            down = self._down(ask, terms)
         except NotFound:
             self.give_up("LATE", "the round was over before its model had arrived")
             return
         except BadBlob as error:
             self.give_up("REFUSED", str(error))
             raise
-        model.load(half.weights(w, state))
         head = self._evaluate(terms)
         if head is None:
             return
         if terms.kind == "evaluate":
-            self.hand_over(Prepared(b"", "", head, state, 0.0))
+            self.hand_over(Prepared(NO_BYTES, head, state))
             return
-        start = model.read()
-        plan = half.begin(state, down, w)
+        if half.light and not model.rounds:
+            yield from self._train(terms, state, down, head, half.weights(w, state), Tensors(), Plan())
+        else:
+            start = model.read()
+            plan = half.begin(state, down, gather(w, half.layout.params))
+            yield from self._train(terms, state, down, head, Held(start), start, plan)
+
+    def _train(
+        self, terms: Terms, state: State, down: State, head: Head, begun: Source, start: Tensors, plan: Plan
+    ) -> Iterator[Task]:
+        """The tasks of a round that trains, from the weights `begun`; `start` is the same in memory, where the
+        strategy has a use for that."""
+        model = self.model
         results: dict[str, Tensors] = {}
         for one in plan.passes:
             if one.when == "before":
@@ -68,7 +90,9 @@ class Workbench:
         trained: dict[str, Any] = {}
 
         def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
-            trained.update(end=model.read(), examples=examples, metrics=metrics)
+            # Passes that come after it move the weights on.
+            end = Held(model.read()) if later else model
+            trained.update(end=end, examples=examples, metrics=metrics)
             if not later:
                 finish()
 
@@ -80,14 +104,16 @@ class Workbench:
             )  # fmt: skip
             full = replace(head, examples=trained["examples"], training=trained["metrics"], steps=done.steps)
             self._prepare(
-                lambda: half.prepare(
+                lambda: self.half.prepare(
                     state=state,
                     down=down,
                     work=work,
-                    start=start,
+                    start=begun,
                     end=trained["end"],
                     terms=terms,
                     head=full,
+                    client=self.client,
+                    draft=self.draft(),
                 )
             )
 
@@ -103,16 +129,16 @@ class Workbench:
         if later:
             finish()
 
-    def _fetch(self, ask: pb.Ask, terms: Terms) -> tuple[Tensors, State]:
-        """The round's model, and what of the strategy's state devices get."""
-        w = codec.decode(self.fetch(ask.model), self.spec.model, "the round's model")
-        if ask.model.digest != terms.model or ask.down.digest != terms.down:
-            raise BadBlob("the round's model is not the one that its terms name")
+    def _down(self, ask: pb.Ask, terms: Terms) -> State:
+        """What of the strategy's state devices get."""
+        if ask.down.digest != terms.down:
+            raise BadBlob("the strategy's state is not the one that the round's terms name")
         if not terms.down:
-            return w, {}
-        strategy, params = self.half.strategy, w.select(self.half.layout.params.by_name)
-        like = state_schema(strategy.down(strategy.init(params, self.spec.population or 0)))
-        return w, unpack_state(codec.decode(self.fetch(ask.down), like, "the strategy's state"))
+            return {}
+        shape = shape_of(self.half.strategy, self.half.layout, self.spec.population or 0)
+        blob = self.fetch(ask.down)
+        reader = Reader(blob.window, blob.size, shape.down, "the strategy's state")
+        return unpack_state(reader.tensors())
 
     def _evaluate(self, terms: Terms) -> Head | None:
         """What the owner's `evaluate` says of the round's weights. None if the round wants that and nothing else,
@@ -143,9 +169,11 @@ class Workbench:
 
     def _prepare(self, make: Callable[[], Prepared]) -> None:
         """Make the update and hand it over; one that may not be sent is reported and raised."""
+        began = time.perf_counter()
         try:
             prepared = make()
         except (BadUpdate, LocalProtocolError) as error:
             self.give_up("REFUSED", str(error))
             raise
-        self.hand_over(prepared)
+        took = time.perf_counter() - began
+        self.hand_over(replace(prepared, stats=replace(prepared.stats, encode_s=took)))

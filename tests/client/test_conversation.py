@@ -6,12 +6,13 @@ import pytest
 import koinon
 import toy
 from koinon.conversation import Conversation
-from koinon.outbox import MemoryOutbox, Sent
+from koinon.outbox import DiskOutbox, MemoryOutbox, Sent
+from koinon_core.blob import Blob
 from koinon_core.errors import StoreError
 from koinon_core.history import Standing, extend
 from koinon_core.round.terms import Terms
 from koinon_core.strategy.runner import Prepared
-from koinon_core.update import Head
+from koinon_core.update import Head, Stats
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
@@ -22,6 +23,7 @@ class Owner:
     """Notes what it is told."""
 
     evaluates = False
+    held = None
 
     def __init__(self) -> None:
         self.told: list[tuple[str, object]] = []
@@ -37,11 +39,15 @@ class Talk:
     """A conversation, and what it says."""
 
     def __init__(self, outbox=None) -> None:
-        self.owner, self.said, self.updates = Owner(), [], []
+        self.owner, self.said, self.updates, self.stats = Owner(), [], [], []
         self.one = Conversation(
             "a", "r", outbox or MemoryOutbox(), self.owner, self.said.append,
-            lambda answer, blob: self.updates.append((answer.round, blob)),
+            self._note,
         )  # fmt: skip
+
+    def _note(self, answer: pb.Answer, blob) -> None:
+        self.updates.append((answer.round, blob.bytes()))
+        self.stats.append(convert.stats_from(answer.stats))
 
     def hear(self, **message) -> None:
         self.one.heard(pb.CoordinatorMessage(**message))
@@ -57,8 +63,8 @@ class Talk:
         self.hear(ask=pb.Ask(run="id", round=number, terms=asked.encoded, epoch=epoch))
         return asked
 
-    def submit(self) -> None:
-        self.one.submitted(Prepared(b"bytes", "digest", Head(examples=1), {}, 0.0))
+    def submit(self, stats: Stats = Stats()) -> None:  # noqa: B008 - frozen
+        self.one.submitted(Prepared(Blob.of(b"bytes"), Head(examples=1), {}, stats))
 
     def receipt(self, number: int, verdict: int) -> None:
         self.hear(receipt=pb.Receipt(run="id", round=number, verdict=verdict))
@@ -79,6 +85,35 @@ def test_nothing_is_offered_or_begun_before_the_runs_standing_is_known():
     talk.one.heard(convert.standing("id", Standing(round=1, head="h0"), {}))
     assert kinds(talk)[2:] == ["offer"], "which brings the Ask again"
     assert talk.owner.kinds() == ["entered"]
+
+
+def test_what_was_measured_goes_with_the_update_whoever_sends_it_again():
+    measured = Stats(parameters=1, nmse=0.25, norm=3.0, encode_s=0.5)
+    outbox = MemoryOutbox()
+    talk = Talk(outbox).join()
+    talk.one.offered()
+    talk.ask()
+    talk.submit(measured)
+    again = Talk(outbox).join()
+    again.one.offered()
+    assert talk.stats == [measured]
+    assert set(again.stats) == {measured}, "another process has it from the memory"
+
+
+def test_an_update_larger_than_a_message_is_sent_again_by_the_next_process(tmp_path):
+    content, outbox = bytes(range(256)) * 257, DiskOutbox(tmp_path)
+    talk = Talk(outbox).join()
+    talk.one.offered()
+    talk.ask()
+    draft = outbox.draft("id")
+    draft.write(content)
+    talk.one.submitted(Prepared(draft.finish(), Head(examples=1), {}))
+    outbox.close()
+    assert talk.updates == [(1, content)]
+    outbox = DiskOutbox(tmp_path)
+    again = Talk(outbox).join()
+    assert again.updates == [(1, content)]
+    outbox.close()
 
 
 def test_an_owner_of_an_earlier_epoch_is_not_answered():

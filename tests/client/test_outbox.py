@@ -33,15 +33,19 @@ from hypothesis.stateful import (
 
 from koinon.outbox import DiskOutbox, Kept, MemoryOutbox, Outbox, Sent, files, open_outbox
 from koinon_core import failpoints
+from koinon_core.blob import NO_BYTES, Blob
 from koinon_core.canonical import sha256
 from koinon_core.errors import Conflict, LocalProtocolError, StoreError
 from koinon_core.strategy.protocol import State
 from koinon_core.tensors import Tensors
 from koinon_core.update import Head
+from koinon_core.wire.convert import INLINE
 
 POINTS = ("outbox.written", "outbox.synced", "outbox.named", "outbox.removed")
 RUN = "5f" * 16
 NEW = Kept(state={}, settled=0, sent=None, pin={})
+LARGE = INLINE + 1
+"""Bytes of an update that has a file of its own."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,28 +65,46 @@ def state_of(value: float) -> State:
 
 
 def sent_of(number: int, *, pending: State | None = None, size: int = 40) -> Sent:
-    blob = bytes(i * number % 251 for i in range(size))
+    period = bytes(i * number % 251 for i in range(251))
     head = Head(examples=number, totals={"tau": 1.5}, training={"loss": 0.25}, steps=7)
     return Sent(
         round=number,
         terms=b'{"round":%d}' % number,
-        digest=sha256(blob),
-        blob=blob,
+        blob=Blob.of((period * (size // 251 + 1))[:size]),
         head=head,
         pending=pending,
     )
 
 
+def large(number: int) -> Sent:
+    return sent_of(number, pending=state_of(number), size=LARGE)
+
+
+def drafted(one: Outbox, sent: Sent, run: str = RUN) -> Sent:
+    """The same, made as devices make it: piece by piece, into what the outbox has for that."""
+    draft = one.draft(run)
+    for piece in sent.blob.pieces(30_000):
+        draft.write(bytes(piece))
+    return replace(sent, blob=draft.finish())
+
+
+def whole(kept: Kept) -> Kept:
+    """What is kept, whose update is known to be the bytes that it says it is."""
+    if kept.sent is not None and kept.sent.blob.size:
+        assert sha256(kept.sent.blob.bytes()) == kept.sent.digest
+    return kept
+
+
 def evaluated(number: int, loss: float = 0.5) -> Sent:
     head = Head(evaluation={"loss": loss}, evaluation_examples=3)
-    return Sent(round=number, terms=b"{}", digest="", blob=b"", head=head, pending=None)
+    return Sent(round=number, terms=b"{}", blob=NO_BYTES, head=head, pending=None)
 
 
 def stands(folder: Path, run: str = RUN) -> Kept:
     """What a process that starts now finds."""
     one = DiskOutbox(folder)
     try:
-        return one.enter(run)
+        return whole(one.enter(run))
     finally:
         one.close()
 
@@ -211,7 +233,7 @@ def test_a_pin_that_comes_with_an_update_outlives_it(outbox: Outbox, counted: bo
 def test_numpy_numbers_in_a_head_are_numbers(tmp_path: Path):
     one = DiskOutbox(tmp_path)
     head = Head(examples=np.int64(3), totals={"tau": np.float32(0.5)})  # type: ignore[arg-type]
-    one.keep(RUN, Sent(round=1, terms=b"", digest="", blob=b"", head=head, pending=None))
+    one.keep(RUN, Sent(round=1, terms=b"", blob=NO_BYTES, head=head, pending=None))
     one.close()
     found = stands(tmp_path).sent
     assert found is not None
@@ -260,20 +282,24 @@ def test_only_its_user_may_read_it(tmp_path: Path):
     old = os.umask(0)
     try:
         one = DiskOutbox(folder)
-        one.keep(RUN, sent_of(1, pending=state_of(1.0)))
-        one.close()
+        one.keep(RUN, drafted(one, large(1)))
+        one.draft(RUN).write(bytes(LARGE))
+        assert names(folder) == {"lock", "device", "run", "sent", "state-2", "update-2", "draft.new"}
+        kill(one)
     finally:
         os.umask(old)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
-def test_what_is_settled_takes_no_place(tmp_path: Path):
+@pytest.mark.parametrize("size", [40, LARGE])
+def test_what_is_settled_takes_no_place(tmp_path: Path, size: int):
     one = DiskOutbox(tmp_path)
     for number in range(1, 6):
-        one.keep(RUN, sent_of(number, pending=state_of(number)))
+        one.keep(RUN, drafted(one, sent_of(number, pending=state_of(number), size=size)))
         (one.drop if number % 2 else one.commit)(RUN, number)
-    assert names(tmp_path) == {"lock", "device", "run", "sent", "state-5", "state-6"}
+    update = {"update-6"} if size == LARGE else set()
+    assert names(tmp_path) == {"lock", "device", "run", "sent", "state-5", "state-6"} | update
     one.close()
     assert names(tmp_path) == {"lock", "device", "run", "state-5"}
     one = DiskOutbox(tmp_path)
@@ -373,6 +399,10 @@ def first(one: DiskOutbox) -> None:
     one.keep(RUN, sent_of(1, pending=state_of(1.0)))
 
 
+def first_large(one: DiskOutbox) -> None:
+    one.keep(RUN, drafted(one, large(1)))
+
+
 def before_keep(one: DiskOutbox) -> None:
     first(one)
     one.commit(RUN, 1)
@@ -382,6 +412,11 @@ def before_keep(one: DiskOutbox) -> None:
 def before_settling(one: DiskOutbox) -> None:
     before_keep(one)
     one.keep(RUN, sent_of(2, pending=state_of(2.0)))
+
+
+def before_settling_large(one: DiskOutbox) -> None:
+    before_keep(one)
+    one.keep(RUN, drafted(one, large(2)))
 
 
 def before_evaluation(one: DiskOutbox) -> None:
@@ -413,6 +448,24 @@ def keep(one: DiskOutbox) -> None:
     one.keep(RUN, sent_of(3, pending=state_of(3.0)))
 
 
+def keep_large(one: DiskOutbox) -> None:
+    one.keep(RUN, drafted(one, large(3)))
+
+
+def keep_large_without_a_state(one: DiskOutbox) -> None:
+    one.keep(RUN, drafted(one, replace(large(3), pending=None)))
+
+
+def keep_large_made_elsewhere(one: DiskOutbox) -> None:
+    one.draft(RUN).write(bytes(LARGE))
+    one.keep(RUN, large(3))
+
+
+def keep_evaluation_after_half_an_update(one: DiskOutbox) -> None:
+    one.draft(RUN).write(bytes(LARGE))
+    keep_evaluation(one)
+
+
 def keep_evaluation(one: DiskOutbox) -> None:
     one.keep(RUN, replace(evaluated(3), pin={"head": "d"}))
 
@@ -440,13 +493,26 @@ STEPS: dict[str, tuple[Step, Step, Step]] = {
     "keep after a drop of what brought a pin": (before_dropping, drop, keep),
     "keep without a state": (before_settling, commit, keep_evaluation),
     "keep without a state after a drop": (before_dropping_an_older_pin, drop, keep_evaluation),
+    "the first keep of a large one": (nothing, nothing, first_large),
+    "keep of a large one after a commit of one": (before_settling_large, commit, keep_large),
+    "keep of a large one after a drop of one": (before_settling_large, drop, keep_large),
+    "keep of a large one without a state": (before_settling_large, commit, keep_large_without_a_state),
+    "keep of a large one made elsewhere": (before_settling_large, commit, keep_large_made_elsewhere),
+    "keep after a commit of a large one": (before_settling_large, commit, keep),
+    "keep after a drop of a large one": (before_settling_large, drop, keep),
+    "keep without an update": (before_settling_large, commit, keep_evaluation_after_half_an_update),
     "pin": (before_settling, nothing, pin),
+    "pin with a large one out": (before_settling_large, nothing, pin),
+    "pin after a drop of a large one": (before_settling_large, drop, pin),
     "pin over a pin": (before_dropping, nothing, pin),
     "pin after a commit": (before_settling, commit, pin),
     "pin after a drop": (before_dropping, drop, pin),
     "forget": (before_settling, nothing, forget),
     "forget after a commit": (before_settling, commit, forget),
+    "forget a large one": (before_settling_large, nothing, forget),
     "close after a commit": (before_settling, commit, close),
+    "close after a commit of a large one": (before_settling_large, commit, close),
+    "close after a drop of a large one": (before_settling_large, drop, close),
     "close after a commit without a state": (before_evaluation, commit, close),
     "close after a drop": (before_settling, drop, close),
     "close after a drop of what brought a pin": (before_dropping, drop, close),
@@ -484,7 +550,7 @@ def test_a_process_killed_at_any_point_finds_the_last_round_unsettled_or_settled
             kill(one)
             twice = killed_while_starting(folder, j)
             one = DiskOutbox(folder)
-            found = one.enter(RUN)
+            found = whole(one.enter(RUN))
             assert found in (before, after), f"killed at {passed[k - 1]}"
             if found != after:  # the coordinator says it again
                 receipt(one)
@@ -611,6 +677,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
 
 FILE, FOLDER = "file", "folder"
 STATE, SENT, RECORD = ("outbox.named", "state"), ("outbox.named", "sent"), ("outbox.named", "run")
+UPDATE, NO_UPDATE = ("outbox.named", "update"), ("outbox.removed", "update")
 NO_STATE, NO_SENT, NO_RECORD = (("outbox.removed", what) for what in ("state", "sent", "run"))
 
 
@@ -669,10 +736,11 @@ class Disk:
         self.since: list[tuple[str, bytes | None]] = []
         self.moments: list[tuple[dict[str, bytes], list[tuple[str, bytes | None]]]] = []
         replace_, unlink, fsync = Path.replace, Path.unlink, os.fsync
-        synced: set[int] = set()
+        synced: set[tuple[int, int]] = set()
 
         def naming(path: Path, target: Path) -> Path:
-            assert path.stat().st_ino in synced, f"{path} has a name and no content"
+            about = path.stat()
+            assert (about.st_ino, about.st_size) in synced, f"{path} has a name and no content"
             self._then(target.name, path.read_bytes())
             return replace_(path, target)
 
@@ -682,7 +750,7 @@ class Disk:
 
         def syncing(fd: int) -> None:
             about = os.fstat(fd)
-            synced.add(about.st_ino)
+            synced.add((about.st_ino, about.st_size))
             fsync(fd)
             if stat.S_ISDIR(about.st_mode):
                 self.safe = after(self.safe, self.since)
@@ -724,8 +792,9 @@ def test_the_power_may_go_at_any_moment(name: str, ordered: bool, tmp_path: Path
     last = known if step is close else one.enter(RUN)
     kill(one)
     allowed = [before, last]
-    if not ordered and step is not pin and last.sent is not None and last.sent.pending is not None:
-        allowed.append(replace(last, sent=None))  # its state has no name yet
+    out = last.sent
+    if not ordered and step is not pin and out is not None and (out.pending or out.blob.size > INLINE):
+        allowed.append(replace(last, sent=None))  # its state, or its file, has no name yet
     assert len(disk.moments) >= 2
     for i, (safe, since) in enumerate(disk.moments):
         cuts = [since[:n] for n in range(len(since) + 1)]
@@ -767,18 +836,35 @@ class Life(RuleBasedStateMachine):
         self.one.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @rule(run=st.sampled_from("ab"), value=st.none() | st.integers(0, 9), die=st.integers(0, 12))
-    def keep(self, run: str, value: int | None, die: int) -> None:
+    @rule(
+        run=st.sampled_from("ab"),
+        value=st.none() | st.integers(0, 9),
+        size=st.sampled_from([40, LARGE]),
+        made_here=st.booleans(),
+        die=st.integers(0, 14),
+    )
+    def keep(self, run: str, value: int | None, size: int, made_here: bool, die: int) -> None:
         self.next += 1
         held = self.model.enter(run).sent
         pin = {"sent": value} if value in (1, 2, 3) else {}
-        sent = replace(sent_of(self.next, pending=None if value is None else state_of(value)), pin=pin)
+        pending = None if value is None else state_of(value)
+        sent = replace(sent_of(self.next, pending=pending, size=size), pin=pin)
         if held is not None:
             with pytest.raises(LocalProtocolError):
-                self.one.keep(run, sent)
-            self.one.keep(run, held)
+                self.one.keep(run, drafted(self.one, sent, run) if made_here else sent)
+            self.one.keep(run, drafted(self.one, held, run) if made_here else held)
         else:
-            self.attempt(run, die, lambda outbox: outbox.keep(run, sent))
+            self.attempt(
+                run, die, lambda outbox: outbox.keep(run, drafted(outbox, sent, run) if made_here else sent)
+            )
+
+    @rule(run=st.sampled_from("ab"), size=st.sampled_from([40, LARGE]), complete=st.booleans())
+    def draft(self, run: str, size: int, complete: bool) -> None:
+        """An update that nobody hands in."""
+        draft = self.one.draft(run)
+        draft.write(bytes(size))
+        if complete:
+            draft.finish()
 
     @rule(run=st.sampled_from("ab"), counted=st.booleans())
     def settle(self, run: str, counted: bool) -> None:
@@ -816,7 +902,7 @@ class Life(RuleBasedStateMachine):
         self.boot += 1
         assert (self.one.instance, self.one.boot) == (instance, self.boot)
         for run, expected in self.disk.items():
-            found, known = self.one.enter(run), self.model.enter(run)
+            found, known = whole(self.one.enter(run)), self.model.enter(run)
             assert found in (expected, known)
             if found.sent is not None and found.sent.round == self.fate.get(run, (0, False))[0]:
                 self.receipt(run)
@@ -853,7 +939,8 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         for run in "ab":
-            assert self.one.enter(run) == self.model.enter(run)
+            assert whole(self.one.enter(run)) == self.model.enter(run)
+            assert len(list(self.folder.glob(f"{files.safe(run)}.update-*"))) <= 1
 
 
 @pytest.mark.usefixtures("unsynced")
@@ -877,10 +964,22 @@ def full(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def full_large(tmp_path: Path) -> Path:
+    """The same with a large update."""
+    folder = tmp_path / "full-large"
+    one = DiskOutbox(folder)
+    before_settling_large(one)
+    one.close()
+    assert names(folder) == {"lock", "device", "run", "sent", "state-2", "state-4", "update-4"}
+    return folder
+
+
 def flips(path: Path) -> Iterator[None]:
     """The file with a bit flipped in every region of it, one at a time; then as it was."""
     whole = path.read_bytes()
-    for at in sorted({0, 5, 8, 12, 16, 20, 40, *range(50, len(whole), 61), len(whole) - 32, len(whole) - 1}):
+    regions = range(50, len(whole), max(61, len(whole) // 30))
+    for at in sorted({0, 5, 8, 12, 16, 20, 40, *regions, len(whole) - 32, len(whole) - 1}):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
         yield
     path.write_bytes(whole)
@@ -923,9 +1022,12 @@ def head_of(path: Path) -> int:
 
 
 @pytest.mark.parametrize("harm", [flips, cuts])
-@pytest.mark.parametrize("what", ["sent", "state-5"])
+@pytest.mark.parametrize(
+    ("what", "size"),
+    [("sent", 40), ("state-5", 40), ("sent", LARGE), ("state-5", LARGE), ("update-5", LARGE)],
+)
 def test_a_damaged_update_is_set_aside_and_where_the_run_stood_is_known(
-    tmp_path: Path, what: str, harm: Any, caplog, monkeypatch
+    tmp_path: Path, what: str, size: int, harm: Any, caplog, monkeypatch
 ):
     """That round 2 was counted is written in `sent` alone."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
@@ -933,10 +1035,14 @@ def test_a_damaged_update_is_set_aside_and_where_the_run_stood_is_known(
     one = DiskOutbox(copy)
     before_settling(one)
     one.commit(RUN, 2)
-    keep(one)
+    one.keep(RUN, drafted(one, sent_of(3, pending=state_of(3.0), size=size)))
     kill(one)
     path = file(copy, what)
-    whole, head = path.read_bytes(), head_of(path)
+    whole, head = path.read_bytes(), head_of(path) if what == "sent" else 0
+    aside = {"sent.damaged"} | ({"update.damaged"} if size == LARGE else set())
+    why = "its content does not have the SHA-256 that it was written with"
+    if what == "update-5" and harm is cuts:
+        why = "it has [0-9]+ bytes, and 65537 were written"
     stood, seen = Kept(state=state_of(2.0), settled=2, sent=None, pin={"head": "a"}), set()
     for n, _ in enumerate(harm(path)):
         caplog.clear()
@@ -949,7 +1055,7 @@ def test_a_damaged_update_is_set_aside_and_where_the_run_stood_is_known(
                 stands(damaged)
             assert names(damaged) == names(copy)
             continue
-        killing(n % 7)
+        killing(n % 10)
         with caplog.at_level(logging.ERROR, "koinon"), suppress(Killed):
             one = DiskOutbox(damaged)
             one.enter(RUN)
@@ -960,9 +1066,13 @@ def test_a_damaged_update_is_set_aside_and_where_the_run_stood_is_known(
         assert (
             f"run {RUN}: an update whose fate is not known is lost, and set aside as {damaged}" in caplog.text
         )
-        assert f"{what} cannot be read: its content does not have the SHA-256" in caplog.text
+        assert re.search(f"{what} cannot be read: {why}", caplog.text)
         said = len(caplog.records)
-        assert names(damaged) - {"sent.damaged"} == {"lock", "device", "run", "state-4"}
+        assert names(damaged) - aside == {"lock", "device", "run", "state-4"}
+        if n % 10 == 0:
+            assert aside <= names(damaged)
+            if what == "update-5":
+                assert file(damaged, "update.damaged").read_bytes() == path.read_bytes()
         assert stands(damaged) == stood
         assert len(caplog.records) == said
         one = DiskOutbox(damaged)
@@ -978,8 +1088,10 @@ def test_a_damaged_update_is_set_aside_and_where_the_run_stood_is_known(
     assert seen == ({True, False} if what == "sent" else {True})
 
 
-def test_an_update_without_its_state_was_never_kept(full: Path, caplog):
-    path, sent = file(full, "state-4"), file(full, "sent")
+@pytest.mark.parametrize("what", ["state-4", "update-4"])
+def test_an_update_without_its_state_or_its_file_was_never_kept(full_large: Path, what: str, caplog):
+    full = full_large
+    path, sent = file(full, what), file(full, "sent")
     path.unlink()
     stood = Kept(state=state_of(1.0), settled=1, sent=None, pin={"head": "a"})
     for _ in range(2):
@@ -992,9 +1104,9 @@ def test_an_update_without_its_state_was_never_kept(full: Path, caplog):
     assert stands(full) == stood
     assert names(full) == {"lock", "device", "run", "state-2"}
     one = DiskOutbox(full)
-    one.keep(RUN, sent_of(2, pending=state_of(4.0)))
+    one.keep(RUN, drafted(one, replace(large(2), pending=state_of(4.0))))
     one.close()
-    assert stands(full).sent == sent_of(2, pending=state_of(4.0))
+    assert stands(full).sent == replace(large(2), pending=state_of(4.0))
 
 
 def test_a_start_that_could_not_read_may_be_repeated(full: Path, monkeypatch):
@@ -1070,9 +1182,8 @@ def test_a_file_of_another_program_is_not_taken(full: Path):
 
 
 @pytest.mark.usefixtures("unsynced")
-@pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(("name", "at"), [(n, at) for n in STEPS for at in (1, 2, 3)[: 2 + ("large" in n)]])
 def test_a_full_disk_is_said_and_the_call_may_be_repeated(
     name: str, point: str, at: int, tmp_path: Path, caplog
 ):
@@ -1134,17 +1245,18 @@ def torn(one: DiskOutbox, sent: Sent) -> None:
     failpoints.disarm()
 
 
+@pytest.mark.parametrize("size", [40, LARGE])
 @pytest.mark.parametrize("lazy", [True, False])
 @pytest.mark.parametrize("then", ["close", "pin", "keep"])
 def test_a_keep_that_failed_may_leave_its_update_and_what_comes_next_takes_it_back(
-    tmp_path: Path, lazy: bool, then: str
+    tmp_path: Path, size: int, lazy: bool, then: str
 ):
     one = DiskOutbox(tmp_path)
     before_settling(one) if lazy else before_keep(one)
     if lazy:
         one.commit(RUN, 2)
     known = one.enter(RUN)
-    torn(one, replace(sent_of(3, pending=state_of(3.0)), pin={"head": "z"}))
+    torn(one, replace(drafted(one, sent_of(3, pending=state_of(3.0), size=size)), pin={"head": "z"}))
     one.drop(RUN, 3)
     assert one.enter(RUN) == known
     if then == "close":
@@ -1155,6 +1267,7 @@ def test_a_keep_that_failed_may_leave_its_update_and_what_comes_next_takes_it_ba
         other = sent_of(3, pending=state_of(9.0), size=41)
         one.keep(RUN, other)
         known = replace(known, sent=other)
+    assert not list(tmp_path.glob("*.update-*"))
     kill(one)
     assert stands(tmp_path) == known
 
@@ -1164,16 +1277,18 @@ import resource
 outbox = DiskOutbox(Path(sys.argv[1]))
 t.before_keep(outbox)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+sent = t.sent_of(2, pending=t.state_of(2.0), size=200_000)
 try:
-    outbox.keep(t.RUN, t.sent_of(2, pending=t.state_of(2.0), size=200_000))
+    outbox.keep(t.RUN, t.drafted(outbox, sent) if sys.argv[2] == "drafted" else sent)
 except t.StoreError as error:
     print(error)
 print(sorted(t.names(Path(sys.argv[1]))), outbox.enter(t.RUN).settled)
 """
 
 
-def test_a_file_that_the_system_lets_grow_no_further(tmp_path: Path):
-    done = python(LIMIT, tmp_path)
+@pytest.mark.parametrize("how", ["drafted", "made elsewhere"])
+def test_a_file_that_the_system_lets_grow_no_further(tmp_path: Path, how: str):
+    done = python(LIMIT, tmp_path, how)
     assert done.returncode == 0, done.stderr
     said, listed = done.stdout.splitlines()
     assert said.startswith(f"this device cannot keep its memory in {tmp_path}: File too large; ")
@@ -1188,17 +1303,311 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path):
         DiskOutbox(tmp_path / "plain" / "device")
 
 
-def test_a_large_update_is_in_memory_once(tmp_path: Path):
-    one = DiskOutbox(tmp_path)
-    size = 8_000_000
-    state = {"c": Tensors({f"w{i}": np.ones(size // 64) for i in range(8)})}
-    sent = Sent(round=1, terms=b"", digest="d", blob=b"\1" * size, head=Head(), pending=state)
+def test_a_state_is_in_memory_once_and_a_large_update_never(tmp_path: Path):
+    one, size, part = DiskOutbox(tmp_path), 16_000_000, bytes(100_000)
+    state = {"c": Tensors({f"w{i}": np.ones(size // 128) for i in range(16)})}
     tracemalloc.start()
+    draft = one.draft(RUN)
+    for _ in range(size // len(part)):
+        draft.write(part)
+    sent = Sent(round=1, terms=b"", blob=draft.finish(), head=Head(), pending=state)
     one.keep(RUN, sent)
-    assert tracemalloc.get_traced_memory()[1] < size / 2
-    del sent
+    one.close()
+    assert tracemalloc.get_traced_memory()[1] < size / 4
+    one = DiskOutbox(tmp_path)
+    again = replace(sent, pending=None)
+    one.enter("b")
+    one.keep("b", again)
+    assert tracemalloc.get_traced_memory()[1] < size / 4
+    one.close()
+    one = DiskOutbox(tmp_path)
+    tracemalloc.reset_peak()
+    assert one.enter("b").sent == again
+    assert tracemalloc.get_traced_memory()[1] < size / 4
     one.close()
     tracemalloc.stop()
+
+
+# -- large updates ------------------------------------------------------------------------------------------------
+
+
+def open_files(folder: Path) -> int:
+    """How many files of a folder this process has open, those without a name included."""
+    found = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found += str(fd.readlink()).startswith(f"{folder}/")
+    return found
+
+
+def test_an_update_has_a_file_where_it_no_longer_fits_into_a_message(tmp_path: Path):
+    one = DiskOutbox(tmp_path)
+    for run, size in (("a", 0), ("b", INLINE), ("c", INLINE + 1)):
+        one.keep(run, drafted(one, sent_of(1, size=size), run))
+    one.close()
+    (path,) = tmp_path.glob("*.update-*")
+    assert path == tmp_path / f"{files.safe('c')}.update-2"
+    assert path.read_bytes() == sent_of(1, size=INLINE + 1).blob.bytes()
+    for run, size in (("a", 0), ("b", INLINE), ("c", INLINE + 1)):
+        assert stands(tmp_path, run).sent == sent_of(1, size=size)
+
+
+@pytest.mark.parametrize("size", [0, 40, INLINE, LARGE, 3_000_000])
+def test_an_update_that_version_0_2_0_kept_is_read_whatever_its_size(full: Path, size: int):
+    """It wrote all bytes into `sent`, and neither their number nor what was measured."""
+    path = file(full, "sent")
+    header, _ = files.read(path, "sent", RUN)
+    sent = (
+        sent_of(2, pending=state_of(2.0), size=size) if size else replace(evaluated(2), pending=state_of(2.0))
+    )
+    del header["stats"]
+    header |= {"digest": sent.digest, "head": sent.head.to_json()}
+    files.write(files.File(path, header, [sent.terms, sent.blob.bytes()]))
+    assert stands(full) == Kept(state=state_of(1.0), settled=1, sent=sent, pin={"head": "a"})
+    one = DiskOutbox(full)
+    one.keep(RUN, sent)
+    one.commit(RUN, 2)
+    keep_large(one)
+    one.close()
+    assert stands(full) == Kept(state=state_of(2.0), settled=2, sent=large(3), pin={"head": "a"})
+
+
+def test_an_update_inside_sent_is_the_one_that_its_header_names(full: Path):
+    path = file(full, "sent")
+    header, parts = files.read(path, "sent", RUN)
+    terms, _ = parts
+    for content in ([terms, b"another"], [terms], [terms, b"", b""]):
+        files.write(files.File(path, header, content))
+        copy = full.with_name("copy")
+        shutil.copytree(full, copy)
+        assert stands(copy).sent is None
+        assert "sent.damaged" in names(copy)
+        shutil.rmtree(copy)
+
+
+def test_a_large_update_costs_one_sync_more_and_none_while_it_is_kept(tmp_path: Path, syncs: list[Any]):
+    def told() -> list[Any]:
+        said = [what if what in (FILE, FOLDER) else (what, about) for what, about in syncs]
+        syncs.clear()
+        return said
+
+    one = DiskOutbox(tmp_path)
+    one.enter(RUN)
+    told()
+    sent = drafted(one, large(1))
+    assert told() == [FILE]
+    one.keep(RUN, sent)
+    assert told() == [FILE, FILE, STATE, UPDATE, SENT, FOLDER]
+    one.commit(RUN, 1)
+    one.keep(RUN, drafted(one, replace(large(2), pending=None)))
+    assert told() == [FILE, FILE, UPDATE, SENT, FOLDER, NO_UPDATE]
+    one.drop(RUN, 2)
+    assert told() == []
+    one.keep(RUN, sent_of(3))
+    assert told() == [FILE, SENT, FOLDER, NO_UPDATE]
+    one.close()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("size", [40, LARGE])
+def test_a_draft_that_is_not_kept_is_gone_when_the_next_one_begins(tmp_path: Path, size: int, finished: bool):
+    one = DiskOutbox(tmp_path)
+    one.enter(RUN)
+    held = open_files(tmp_path)
+    first = one.draft(RUN)
+    first.write(bytes(size))
+    if finished:
+        first.finish()
+    second = one.draft(RUN)
+    assert names(tmp_path) == {"lock", "device", "run"}
+    second.write(bytes(LARGE))
+    with pytest.raises(LocalProtocolError, match="given up while it was made"):
+        first.write(b"1")
+    with pytest.raises(LocalProtocolError, match="given up while it was made"):
+        first.finish()
+    del first
+    sent = replace(large(1), blob=second.finish())
+    assert open_files(tmp_path) == held + 1
+    one.keep(RUN, sent)
+    del second
+    one.close()
+    assert stands(tmp_path).sent == sent
+    assert sent.digest == sha256(bytes(LARGE))
+
+
+@pytest.mark.parametrize("end", ["close", "kill", "keep of another", "the same again"])
+def test_a_draft_that_is_never_kept_leaves_nothing(tmp_path: Path, end: str):
+    one = DiskOutbox(tmp_path)
+    before_settling_large(one)
+    held = open_files(tmp_path)
+    one.draft(RUN).write(bytes(2 * LARGE))
+    assert "draft.new" in names(tmp_path)
+    assert open_files(tmp_path) == held + 1
+    if end == "close":
+        one.close()
+    elif end == "kill":
+        kill(one)
+        assert "draft.new" in names(tmp_path)
+        stands(tmp_path)
+    elif end == "the same again":
+        one.keep(RUN, large(2))
+        assert open_files(tmp_path) == held
+    else:
+        one.commit(RUN, 2)
+        one.keep(RUN, evaluated(3))
+        assert stands_after_kill(tmp_path, tmp_path.with_name("copy")).sent == evaluated(3)
+        assert open_files(tmp_path) == held - 1
+        assert names(tmp_path) == {"lock", "device", "run", "sent", "state-4"}
+    assert not list(tmp_path.glob("*.new"))
+    one.close()
+    del one
+    assert open_files(tmp_path) == 0
+
+
+def test_what_else_is_written_meanwhile_leaves_a_draft_alone(tmp_path: Path):
+    one, sent = DiskOutbox(tmp_path), sent_of(3, pending=state_of(3.0), size=70_000)
+    draft, pieces = one.draft(RUN), sent.blob.pieces(1000)
+    for _ in range(69):  # all but the last
+        draft.write(bytes(next(pieces)))
+    meanwhile: list[Callable[[], object]] = [
+        lambda: one.enter(RUN),
+        lambda: one.pin(RUN, {"head": "a"}),
+        lambda: one.enter("b"),
+        lambda: one.keep("b", drafted(one, large(1), "b")),
+        lambda: one.drop("b", 1),
+        lambda: one.forget("b"),
+        lambda: one.forget(RUN),
+        lambda: one.enter(RUN),
+        lambda: one.pin(RUN, {"head": "c"}),
+    ]
+    for do in meanwhile:
+        do()
+        assert "draft.new" in names(tmp_path)
+    draft.write(bytes(next(pieces)))
+    one.keep(RUN, replace(sent, blob=draft.finish()))
+    kill(one)
+    assert stands(tmp_path) == Kept(state={}, settled=0, sent=sent, pin={"head": "c"})
+
+
+def test_an_update_is_read_on_whatever_becomes_of_its_file(tmp_path: Path):
+    one, content = DiskOutbox(tmp_path), large(1).blob.bytes()
+    sent = drafted(one, large(1))
+
+    def reads(blob: Blob) -> bool:
+        return blob.bytes() == content and bytes(blob.piece(LARGE - 9, 9)) == content[-9:]
+
+    assert reads(sent.blob)
+    one.keep(RUN, sent)
+    assert reads(sent.blob)
+    one.close()
+    one = DiskOutbox(tmp_path)
+    again = one.enter(RUN).sent
+    assert again is not None
+    one.commit(RUN, 1)
+    keep_large(one)
+    assert "update-2" not in names(tmp_path)
+    assert reads(sent.blob)
+    assert reads(again.blob)
+    one.forget(RUN)
+    one.close()
+    assert reads(again.blob)
+    del sent, again
+    assert open_files(tmp_path) == 0
+
+
+def test_what_cannot_be_read_any_more_is_the_disks_fault(full_large: Path, monkeypatch):
+    one = DiskOutbox(full_large)
+    sent = one.enter(RUN).sent
+    assert sent is not None
+
+    def broken(fd: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(
+        StoreError, match=f"in {full_large}: Input/output error; free some space there, or see"
+    ):
+        sent.blob.bytes()
+    one.close()
+    with pytest.raises(StoreError, match="Input/output error"):  # it is not known to be damaged
+        stands(full_large)
+    monkeypatch.undo()
+    assert stands(full_large).sent == large(2)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_disk_that_is_full_in_the_middle_of_an_update_is_said_and_the_place_given_back(
+    tmp_path: Path, at: int, monkeypatch
+):
+    one, write, left = DiskOutbox(tmp_path), os.write, at
+    before_settling_large(one)
+    one.commit(RUN, 2)
+    held, known = open_files(tmp_path), one.enter(RUN)
+
+    def full(fd: int, data: Any) -> int:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data[:1000])  # and before that it takes some of it
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StoreError, match=f"in {tmp_path}: No space left on device; free some space there"):
+        keep_large(one)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*.new"))
+    assert open_files(tmp_path) == held
+    assert one.enter(RUN) == known
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:1000]))
+    keep_large(one)
+    one.close()
+    assert stands(tmp_path).sent == large(3)
+
+
+@pytest.mark.parametrize(
+    ("point", "about"),
+    [
+        ("outbox.written", "state"),
+        ("outbox.synced", "sent"),
+        ("outbox.named", "state"),
+        ("outbox.named", "update"),
+        ("outbox.named", "sent"),
+    ],
+)
+def test_an_update_whose_keep_failed_is_kept_when_it_is_kept_again(tmp_path: Path, point: str, about: str):
+    """Its file is gone, or has a name that nothing leads to; its bytes are not."""
+    one = DiskOutbox(tmp_path)
+    before_settling_large(one)
+    one.commit(RUN, 2)
+    sent = drafted(one, large(3))
+
+    def full(kind: str) -> None:
+        if kind == about:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    failpoints.arm(point, full)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            one.keep(RUN, sent)
+        assert not list(tmp_path.glob("*.new"))
+    failpoints.disarm()
+    one.keep(RUN, sent)
+    assert len(list(tmp_path.glob("*.update-*"))) == 1
+    kill(one)
+    assert stands(tmp_path) == Kept(state=state_of(2.0), settled=2, sent=large(3), pin={"head": "a"})
+
+
+def test_a_declared_size_of_an_update_is_compared_before_a_byte_is_read(full_large: Path, monkeypatch):
+    path = file(full_large, "sent")
+    header, parts = files.read(path, "sent", RUN)
+    content = list(parts)
+    monkeypatch.setattr(os, "pread", lambda *about: pytest.fail("it was read"))
+    for n, size in enumerate((1 << 62, -1, 0, LARGE - 1, "65537", None)):
+        copy = full_large.with_name(f"copy-{n}")
+        shutil.copytree(full_large, copy)
+        files.write(files.File(file(copy, "sent"), {**header, "size": size}, content))
+        assert stands(copy).sent is None
+        assert {"sent.damaged", "update.damaged"} <= names(copy)
 
 
 # -- where it is --------------------------------------------------------------------------------------------------

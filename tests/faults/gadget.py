@@ -11,8 +11,10 @@ import numpy as np
 from koinon.adapt import adapt
 from koinon.conversation import Conversation
 from koinon.outbox import DiskOutbox
+from koinon.shelf import Shelf
 from koinon.work import Workbench
 from koinon_coordinator.store import Part
+from koinon_core.blob import Blob
 from koinon_core.errors import KoinonError
 from koinon_core.round.terms import Terms
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -88,7 +90,8 @@ class Gadget:
         if self.stream is not None:
             self.stream.say(message)
 
-    def _send_update(self, answer: pb.Answer, blob: bytes) -> None:
+    def _send_update(self, answer: pb.Answer, update: Blob) -> None:
+        blob = update.bytes()
         message = pb.DeviceMessage(answer=answer)
         self.world.laws.answers(self, message.answer)
         if self.world.files:
@@ -136,6 +139,8 @@ class Gadget:
 
     # -- the owner (koinon.conversation.Owner) ----------------------------------------------------------------
 
+    held = None  # the models here are small, and come with the Ask
+
     def entered(self) -> None:
         self.talk.offered()
 
@@ -150,7 +155,9 @@ class Gadget:
         self.world.laws.begins(self, terms)
         bench = Workbench(
             client=self.name, spec=self.talk.spec, half=self.talk.half, model=adapt(self.model), owned=self.model,
-            evaluate=(lambda _: {"loss": 0.5}) if self.evaluates else None, fetch=lambda content: content.inline,
+            evaluate=(lambda _: {"loss": 0.5}) if self.evaluates else None,
+            shelf=Shelf(None, lambda content, into: Blob.of(content.inline)),
+            fetch=lambda content: Blob.of(content.inline), draft=lambda: self.outbox.draft(self.talk.run),
             show=lambda task: None, hand_over=self.talk.submitted, give_up=self.talk.gave_up,
         )  # fmt: skip
         tasks = bench.work(ask, terms, self.talk.state)

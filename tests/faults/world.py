@@ -16,9 +16,11 @@ import numpy as np
 import structlog
 
 import koinon
+from koinon.outbox import updates
 from koinon_coordinator import ledger
-from koinon_coordinator.store import face
+from koinon_coordinator.store import drafts, face
 from koinon_core import codec, failpoints
+from koinon_core.blob import Blob
 from koinon_core.errors import StoreError
 
 from .gadget import Gadget
@@ -281,7 +283,8 @@ class World:
             undone.callback(self._end)
             undone.callback(failpoints.disarm)
             if self.files:
-                undone.enter_context(patch.object(face, "INLINE", 0))
+                for module in (face, drafts, updates):
+                    undone.enter_context(patch.object(module, "INLINE", 0))
             if self.slow_sums:
                 undone.enter_context(patch.object(ledger, "_QUICK", 0))
             self.loop.run_until_complete(self._live())
@@ -291,7 +294,8 @@ class World:
         self.open_house()
         await self.houses[0].started.wait()
         model = codec.encode(self.run.model, self.run.spec.model)
-        await self.houses[0].federation.create(self.run.spec, model)
+        window = Blob.of(model).window
+        await self.houses[0].federation.create(self.run.spec, window, len(model))
         self.calm = False
         self.gadgets = [Gadget(self, i, self.folder) for i in range(self.n)]
         self.later(1.0, self._weather)

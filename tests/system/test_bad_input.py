@@ -18,7 +18,11 @@ import koinon
 from conftest import Clients, Coordinator
 from hostile import Device, container, over, until
 from koinon.operator import Operator
+from koinon_core import codecs
+from koinon_core.codec import Writer
+from koinon_core.codecs import Step
 from koinon_core.errors import Conflict, NotFound, RemoteProtocolError, UsageError
+from koinon_core.schema import schema_of
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 NAN, INF = float("nan"), float("inf")
@@ -56,7 +60,7 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
 
 
 def create(coordinator: Coordinator, **settings: Any) -> str:
-    values = {"rounds": 1, "min_clients": 3, "clients": 4, "join_wait": 0.2, **settings}
+    values = {"rounds": 1, "min_clients": 3, "clients": 4, "join_wait": 0.2, "codec": "lossless", **settings}
     name = f"run-{next(NUMBERS)}"
     koinon.Run(name, model={"x": np.zeros(5)}, **values).create(coordinator.address)
     return name
@@ -95,14 +99,25 @@ def update(blob: bytes, **values: Any) -> Say:
 
 
 def corrupt() -> bytes:
-    """A right manifest in front of bytes that are none of the codec's."""
-    return GOOD[:-30] + b"\xff" * 30
+    """A right manifest behind bytes that are none of the codec's."""
+    return GOOD[:5] + b"\xff" * 30 + GOOD[35:]
+
+
+def quantised(x: Any) -> bytes:
+    """An update with a step of 1/8."""
+    schema, parts = schema_of({"delta/x": x}), list[bytes]()
+    writer = Writer(
+        parts.append, schema, lambda name: (codecs.by_name("fine"), Step(128, -10)), key=bytes(32)
+    )
+    writer.put("delta/x", 0, x)
+    writer.close()
+    return b"".join(parts)
 
 
 BAD: dict[str, tuple[Say, str]] = {
     "NaN": (update(container(x=[NAN, 0, 0, 0, 0])), "'delta/x' holds NaN or Inf"),
     "Inf": (update(container(x=[0, 0, 0, 0, -INF])), "'delta/x' holds NaN or Inf"),
-    "a value beyond the bound": (update(container(x=[1e9, 0, 0, 0, 0])), "holds 1e.09; .* at most 1024"),
+    "a value beyond the bound": (update(container(x=[1e9, 0, 0, 0, 0])), "holds 1e.09; .* at most 64"),
     "another name": (update(container(y=np.zeros(5))), "has 'delta/y' .* the run has 'delta/x'"),
     "another tensor more": (update(container(x=np.zeros(5), y=np.zeros(5))), "2 tensors; the run's has 1"),
     "a shape that would broadcast": (update(container(x=np.zeros(1))), r"float64\[1\] where .* float64\[5\]"),
@@ -119,12 +134,19 @@ BAD: dict[str, tuple[Say, str]] = {
     "a total that the strategy has not": (update(GOOD, head={"totals": {"n": 1.0}}), "the update has .'n'."),
     "other terms": (update(GOOD, terms_digest="0" * 64), "made under other terms"),
     "garbage": (update(b"not a container at all"), "not a Koinon container"),
-    "a container cut short": (update(GOOD[:-1]), "its manifest accounts for"),
+    "a container cut short": (update(GOOD[:-1]), "ends in the middle"),
+    "a codec that was not agreed to": (update(container("raw", x=np.zeros(5))), "this run has 'lossless' for it"),
+    "a lossy codec that was not agreed to": (
+        update(quantised(np.ones(5))),
+        "'delta/x' came in codec 3 version 1",
+    ),
+    "an NMSE below zero": (update(GOOD, stats=pb.Stats(nmse=-1.0)), "NMSE is said to be -1"),
+    "more parameters than there are": (update(GOOD, stats=pb.Stats(parameters=6)), "said to hold 6 parameters"),
     "a manifest larger than the model needs": (
         update(struct.pack("<4sBI", b"KOIN", 1, 1 << 31) + bytes(99)),
         "manifest of 2147483648 bytes",
     ),
-    "corrupt chunks": (update(corrupt()), "byte plane"),
+    "corrupt chunks": (update(corrupt()), "payload is cut off"),
     "another digest than its bytes'": (update(GOOD, content={"digest": "ab" * 32}), "not what its digest says"),
     "a digest that is none": (update(GOOD, inline=False, content={"digest": "../../etc"}), "not the SHA-256"),
     "a blob that was never uploaded": (update(GOOD, inline=False), "never arrived; upload them"),
@@ -323,7 +345,7 @@ def test_a_strategy_that_breaks_costs_its_rounds_and_the_run_fails_by_name(coord
     making = (
         "import sys, numpy, koinon, house_strategies as h;"
         "koinon.Run('broken', model={'x': numpy.zeros(5)}, strategy=h.Broken(), rounds=1, min_clients=1, clients=1,"
-        "patience=2).create(sys.argv[1])"
+        "patience=2, codec='lossless').create(sys.argv[1])"
     )
     subprocess.run(
         [sys.executable, "-c", making, coordinator.address], cwd=coordinator.folder, check=True, timeout=20

@@ -73,7 +73,7 @@ def cli(coordinator: Coordinator) -> Cli:
 def digits(cli: Cli) -> str:
     """A run of two rounds that finished; one device tried to paint the operator's terminal."""
     (cli.folder / "digits.toml").write_text(
-        'rounds = 7\nmin_clients = 2\n\n[config]\nepochs = 3\nlabel = "a"\n'
+        'rounds = 7\nmin_clients = 2\ncodec = "raw"\n\n[config]\nepochs = 3\nlabel = "a"\n'
     )
     made = cli.json(
         "create", "digits", "--model", "init.safetensors", "--config", "digits.toml", "--rounds", 2,

@@ -140,11 +140,11 @@ def test_an_upgrade_says_from_where_to_where(tmp_path: Path) -> None:
     there: list[Any] = ["--db", f"sqlite:///{tmp_path / 'koinon.db'}"]
     assert "`koinon-coordinator db upgrade`" in db("check", *there, code=1)
     db("backup", "--to", tmp_path / "before", *there)
-    assert db("upgrade", *there) == "from revision 0001 to revision 0002\n"
-    assert db("upgrade", *there) == "nothing to do: the database is at revision 0002\n"
+    assert db("upgrade", *there) == "from revision 0001 to revision 0003\n"
+    assert db("upgrade", *there) == "nothing to do: the database is at revision 0003\n"
     assert db("check", *there) == "3 runs, 29 contents, 8 files: nothing wrong\n"
     restored: list[Any] = ["--db", f"sqlite:///{tmp_path / 'before' / 'koinon.db'}"]
-    assert json.loads(db("upgrade", "--json", *restored)) == {"before": "0001", "now": "0002"}
+    assert json.loads(db("upgrade", "--json", *restored)) == {"before": "0001", "now": "0003"}
     assert db("check", *restored) == "3 runs, 29 contents, 8 files: nothing wrong\n"
 
 
@@ -165,5 +165,5 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path: Path) -> None:
         foreign.execute("CREATE TABLE mine (x)")
     assert "not Koinon's" in db("upgrade", "--db", f"sqlite:///{tmp_path / 'foreign.db'}", code=1)
     made = f"sqlite:///{tmp_path / 'new.db'}"
-    assert db("upgrade", "--db", made) == "from no tables to revision 0002\n"
+    assert db("upgrade", "--db", made) == "from no tables to revision 0003\n"
     assert "is not empty" in db("backup", "--db", made, "--to", tmp_path, code=2)

@@ -68,7 +68,9 @@ def copy(paths: list[Path], to: Path) -> None:
 def test_an_old_backup_is_noticed_and_recovered(coordinator, clients, tmp_path):
     gate, backup = Gate(), tmp_path / "backup"
     backup.mkdir()
-    run = koinon.Run("r", model={"x": np.zeros(1)}, rounds=6, min_clients=2, clients=2, evaluate=False)
+    run = koinon.Run(
+        "r", model={"x": np.zeros(1)}, rounds=6, min_clients=2, clients=2, evaluate=False, codec="raw"
+    )
     handle = run.create(coordinator.address)
     start_devices(coordinator, clients, gate)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from koinon.cli import audit, client, demo, runs
+from koinon.cli import audit, client, demo, runs, updates
 from koinon_core import __version__
 from koinon_core.errors import KoinonError
 
@@ -24,6 +24,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(runs.app, name="run", help="Create, watch, explain, control and export runs.")
+app.add_typer(
+    updates.app, name="update", help="List updates: what they weigh, what they lost, what became of them."
+)
 app.add_typer(audit.app, name="audit", help="Show, verify and replay what was decided.")
 app.command(epilog="Example: koinon demo --clients 10 --rounds 10 --json demo.json")(demo.demo)
 app.command(

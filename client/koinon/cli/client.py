@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from koinon import progress
 from koinon.cli.output import Address
 
 __all__ = ["client"]
@@ -33,7 +34,7 @@ def client(
 
     What the script names itself (koinon.join(run=...)) goes before. Other arguments are the script's.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    _speak()
     given = {"KOINON_ADDRESS": address, "KOINON_RUN": run, "KOINON_NAME": name, "KOINON_WAIT": str(wait)}
     os.environ.update({key: value for key, value in given.items() if value})
     if plugin:
@@ -41,3 +42,17 @@ def client(
     sys.argv = [str(script), *context.args]
     sys.path.insert(0, str(script.resolve().parent))
     runpy.run_path(str(script), run_name="__main__")
+
+
+def _speak() -> None:
+    """What happens, as lines on standard error; and where that is a terminal, transfers as bars below them."""
+    if not sys.stderr.isatty():
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        return
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True, highlight=False)
+    lines = RichHandler(console=console, show_level=False, show_path=False, log_time_format="%X")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[lines])
+    progress.use(progress.Bars(console).of)

@@ -2,14 +2,19 @@
 
 import datetime
 import json
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.table import Table
 
-__all__ = ["Address", "AsJson", "as_dict", "console", "elapsed", "moment", "print_json", "size"]
+__all__ = [
+    "Address", "AsJson", "as_dict", "console", "elapsed", "figure", "moment", "print_json", "size",
+    "table_of",
+]  # fmt: skip
 
 Address = Annotated[
     str, typer.Option("--address", envvar="KOINON_ADDRESS", help="The coordinator, HOST:PORT.")
@@ -42,6 +47,24 @@ def moment(seconds: float) -> str:
 def elapsed(start: float, end: float) -> str:
     """Seconds between two points in time; empty where one is missing."""
     return f"{max(0.0, end - start):.2f}" if start and end else ""
+
+
+def figure(value: float, known: bool = True) -> str:
+    """A measured number in three digits; empty where nobody measured it."""
+    return f"{value:.3g}" if known else ""
+
+
+def table_of(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, measured: Collection[str] = ()
+) -> Table:
+    """A table whose last column may wrap. A column of `measured` in which nothing stands takes no place."""
+    shown = [i for i, name in enumerate(columns) if name not in measured or any(row[i] for row in rows)]
+    table = Table(box=None)
+    for i in shown:
+        table.add_column(columns[i], no_wrap=i < len(columns) - 1)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
+    return table
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -8,7 +8,18 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from koinon.cli.output import Address, AsJson, as_dict, console, elapsed, moment, print_json, size
+from koinon.cli.output import (
+    Address,
+    AsJson,
+    as_dict,
+    console,
+    elapsed,
+    figure,
+    moment,
+    print_json,
+    size,
+    table_of,
+)
 from koinon.operator import Operator
 from koinon_core.errors import NotFound, RunEnded, UsageError
 from koinon_core.strategy.registry import load_plugins
@@ -165,20 +176,23 @@ def _participants_table(got: pb.GetResponse, number: int) -> Table:
 
 
 def _rounds_table(rounds: Any) -> Table:
-    table = Table(box=None)
-    for column in ("round", "status", "counted", "up", "down", "join+work+sum s"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("metrics")
+    rows = []
     for r in rounds:
         counted = sum(p.status == "counted" for p in r.participants)
         phases = (
             elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at), elapsed(r.folding_at, r.closed_at),
         )  # fmt: skip
-        table.add_row(
+        rows.append((
             str(r.number), r.status if r.kind == "train" else "evaluation", f"{counted}/{len(r.participants)}",
-            size(r.bytes_up), size(r.bytes_down), "+".join(filter(None, phases)), _metrics(r),
-        )  # fmt: skip
-    return table
+            size(r.bytes_up), figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0), size(r.bytes_down),
+            "+".join(filter(None, phases)), figure(r.upload_s, r.upload_s > 0), figure(r.fold_s, r.fold_s > 0),
+            _metrics(r),
+        ))  # fmt: skip
+    columns = (
+        "round", "status", "counted", "up", "bits/param", "NMSE", "down", "join+work+sum s", "upload s", "fold s",
+        "metrics",
+    )  # fmt: skip
+    return table_of(columns, rows, measured=("bits/param", "NMSE", "upload s", "fold s"))
 
 
 def _metrics(r: pb.RoundInfo) -> str:

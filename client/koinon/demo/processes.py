@@ -164,8 +164,8 @@ def _referee(pipe: Connection, address: str, created: Event, clients: int, round
                     tested = digits.evaluate(model, test)
                     counted = sum(p.status == "counted" for p in r.participants)
                     pipe.send(
-                        ("round", r.number, tested["accuracy"], tested["loss"], counted, r.bytes_up, r.bytes_down,
-                         r.closed_at - r.opened_at)
+                        ("round", r.number, tested["accuracy"], tested["loss"], counted, r.bytes_up, r.bits,
+                         r.bytes_down, r.closed_at - r.opened_at)
                     )  # fmt: skip
             pipe.send(("run", update.run.status, update.run.reason, update.run.waiting_for))
     central = digits.make_model(seed)

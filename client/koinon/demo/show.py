@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from koinon.cli.output import size
+from koinon.cli.output import figure, size
 from koinon_core.errors import RunEnded
 
 __all__ = ["Scene"]
@@ -52,11 +52,11 @@ class Scene:
 
     def _take(self, report: tuple[Any, ...]) -> None:
         match report:
-            case ("round", number, accuracy, loss, clients, up, down, seconds):
+            case ("round", number, accuracy, loss, clients, up, bits, down, seconds):
                 self.rounds.append(
                     {
                         "round": number, "accuracy": accuracy, "loss": loss, "clients": clients, "bytes_up": up,
-                        "bytes_down": down, "seconds": seconds,
+                        "bits": bits, "bytes_down": down, "seconds": seconds,
                     }
                 )  # fmt: skip
             case ("run", "failed" | "cancelled" as status, reason, _):
@@ -74,12 +74,13 @@ class Scene:
 
     def _view(self) -> Group:
         table = Table(title=f"Federated digits: {self.folder}", title_justify="left")
-        for name in ("round", "clients", "accuracy", "loss", "up", "down", "seconds"):
+        # `bits/param` on two lines: the table stays within 80 columns.
+        for name in ("round", "clients", "accuracy", "loss", "up", "bits/\nparam", "down", "seconds"):
             table.add_column(name, justify="right")
         for r in self.rounds:
             table.add_row(
                 str(r["round"]), str(r["clients"]), f"{r['accuracy']:.4f}", f"{r['loss']:.4f}",
-                size(r["bytes_up"]), size(r["bytes_down"]), f"{r['seconds']:.2f}",
+                size(r["bytes_up"]), figure(r["bits"]), size(r["bytes_down"]), f"{r['seconds']:.2f}",
             )  # fmt: skip
         return Group(table, Text(self._line, style="dim"))
 

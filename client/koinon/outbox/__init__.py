@@ -2,7 +2,10 @@
 
 memory.py   what a device remembers, what may happen to it, and the memory of a device without a name
 disk.py     the same in a folder
+updates.py  a large update there: a file of its own, which nobody need have in memory
+states.py   a strategy's state there
 files.py    what a file there looks like, and how it gets its name
+folder.py   the folder itself, and whose it is
 """
 
 import os

@@ -2,12 +2,14 @@
 
     RUN.run        the record: where the run stands
     RUN.sent       an update, and where the run stood when it was kept
+    RUN.update-T   the bytes of the update of turn T, where they are many
     RUN.state-T    the strategy's state on this device, brought by the update of turn T
 
 Every record and every `sent` of a run has a number, its turn, and the newer of the two says what holds: the last round
 counted here, which state is the committed one, the pin. A record says also whether the `sent` before it is still out.
 
-    keep     the pending state's file, then `sent`, under their names with one sync of the folder
+    keep     the pending state's file, the update's, then `sent`, under their names with one sync of the folder; the
+             update's was written before, as it was made (RUN.draft.new)
     commit   nothing: the next `sent`, or the record that `close` writes, says so in passing
     drop     nothing, likewise
     pin      a record
@@ -23,13 +25,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from koinon.outbox import files, states
-from koinon.outbox.files import Damaged, File, remove, whole
+from koinon.outbox import files, states, updates
+from koinon.outbox.files import Damaged, Drafted, File, remove, whole
 from koinon.outbox.folder import Folder
 from koinon.outbox.memory import NOTHING, Kept, Sent, counted, not_counted, plain, with_update
-from koinon_core.errors import StoreError
+from koinon.outbox.updates import UpdateDraft
+from koinon_core.blob import NO_BYTES, Blob
+from koinon_core.errors import BadBlob, StoreError
 from koinon_core.failpoints import hit
-from koinon_core.update import Head
+from koinon_core.update import Head, Stats
 
 __all__ = ["DiskOutbox"]
 
@@ -58,8 +62,16 @@ class DiskOutbox:
         self._place = Folder(folder, name)
         self._folder, self._lock = self._place.path, self._place.lock
         self.instance, self.boot = self._place.instance, self._place.boot
+        self.models: Path | None = self._folder / "models"
         self._guard = threading.RLock()
         self._runs: dict[str, _Run] = {}
+        self._drafts: dict[str, UpdateDraft] = {}
+
+    def draft(self, run: str) -> UpdateDraft:
+        with self._guard, self._place.ours():
+            self._let_go(run)
+            self._drafts[run] = UpdateDraft(self._path(run, "draft.new"))
+            return self._drafts[run]
 
     def enter(self, run: str) -> Kept:
         with self._guard, self._place.ours():
@@ -70,15 +82,27 @@ class DiskOutbox:
             before = self._entered(run).kept
             after = with_update(before, sent)
             if after is before:
+                self._let_go(run)
                 return
             one = self._turn(run)
             path, pending = self._path(run, f"state-{one.turn}"), sent.pending
-            first = [] if pending is None else [states.file_of(path, run, one.turn, pending)]
+            first: list[File | Drafted] = []
+            if pending is not None:
+                first.append(states.file_of(path, run, one.turn, pending))
             header = {"kind": "sent", "run": run, "round": sent.round, "digest": sent.digest}
             header |= {"head": sent.head.to_json(), "pending": pending is not None, "pins": bool(sent.pin)}
+            header |= {"stats": sent.stats.to_json()}
             header |= _standing(replace(one, kept=after))
-            # No `sent` without its state: one that is there alone was never kept.
-            files.write(*first, File(self._path(run, "sent"), header, (sent.terms, sent.blob)))
+            parts = [sent.terms]
+            if updates.filed(sent.blob.size):
+                new = self._drafted(run, sent.blob)
+                first.append(Drafted(self._path(run, f"update-{one.turn}"), new, "update"))
+                header |= {"size": sent.blob.size}
+            else:
+                self._let_go(run)
+                parts.append(sent.blob.bytes())
+            # No `sent` without its state and its update: one that is there alone was never kept.
+            files.write(*first, File(self._path(run, "sent"), header, parts))
             self._runs[run] = replace(one, kept=after, out=one.turn, level=True)
             self._sweep(run)
 
@@ -117,15 +141,38 @@ class DiskOutbox:
 
     def close(self) -> None:
         with self._guard:
+            if self._place.gone:
+                return
             try:
-                for run in [] if self._place.gone else [r for r, one in self._runs.items() if not one.level]:
+                for run in [r for r, one in self._runs.items() if not one.level]:
                     with self._place.ours():
                         self._runs[run] = self._record(run, self._turn(run))
                         self._sweep(run)
             except StoreError as error:
                 _log.warning("what became of the last update is asked for again at the next start: %s", error)
             finally:
+                for run in list(self._drafts):
+                    self._let_go(run)
                 self._place.let_go()
+
+    # -- updates on their way ---------------------------------------------------------------------------------
+
+    def _drafted(self, run: str, blob: Blob) -> Path:
+        """The file that has these bytes, durable, for the caller to name or remove."""
+        draft = self._drafts.get(run)
+        if draft is None or draft.blob != blob:
+            # Made elsewhere, or kept again after a keep that was cut short.
+            draft = self.draft(run)
+            for piece in blob.pieces(updates.PIECE):
+                draft.write(bytes(piece))
+            draft.finish()
+        del self._drafts[run]
+        return draft.path
+
+    def _let_go(self, run: str) -> None:
+        """What was drafted and not kept is gone."""
+        if draft := self._drafts.pop(run, None):
+            draft.let_go()
 
     # -- what is found ----------------------------------------------------------------------------------------
 
@@ -138,7 +185,8 @@ class DiskOutbox:
     def _found(self, run: str) -> _Run:
         """What the last process left, which may have died anywhere."""
         for left in self._folder.glob("*.new"):
-            remove(left)
+            if not self._in_progress(left):
+                remove(left)
         if all(path.suffix == ".damaged" for path in self._files(run)):
             return self._record(run, _Run(kept=NOTHING))
         path = self._path(run, "run")
@@ -162,33 +210,46 @@ class DiskOutbox:
 
     def _with_sent(self, run: str, one: _Run) -> _Run:
         """The run with the update that is out. That the header of `sent` is whole is known."""
-        path, state, pending = self._path(run, "sent"), self._path(run, f"state-{one.out}"), None
+        path, pending = self._path(run, "sent"), None
+        state, update = self._path(run, f"state-{one.out}"), self._path(run, f"update-{one.out}")
         try:
             with whole(path):
                 header, parts = files.read(path, "sent", run)
-                terms, blob = parts
-                if header["pending"] and not state.exists():
-                    # The power went between their names, and nothing was sent before both had theirs.
-                    _log.warning("run %s: %s was not kept, for it has no %s", run, path, state.name)
-                    return replace(one, level=False)
+                terms, *inside = parts
+                for file, needed in ((state, header["pending"]), (update, "size" in header)):
+                    if needed and not file.exists():
+                        # The power went between their names, and nothing was sent before all had theirs.
+                        _log.warning("run %s: %s was not kept, for it has no %s", run, path, file.name)
+                        return replace(one, level=False)
+                if "size" in header:
+                    blob = updates.checked(update, header["digest"], header["size"])
+                else:  # 0.2.0 kept them all so, however large
+                    (data,) = inside
+                    blob = _blob(header["digest"], data)
                 if header["pending"]:
                     pending = states.read(state, run, one.out)
                 sent = Sent(
-                    round=header["round"], terms=terms, digest=header["digest"], blob=blob,
+                    round=header["round"], terms=terms, blob=blob,
                     head=Head.from_json(header["head"]), pending=pending, pin=header["pin"] if header["pins"] else {},
+                    stats=Stats.from_json(header.get("stats", {})),  # 0.2.0 measured nothing
                 )  # fmt: skip
         except Damaged as damage:
-            return self._set_aside(run, one, path, damage.why)
+            return self._set_aside(run, one, damage.why)
         return replace(one, kept=replace(one.kept, sent=sent))
 
-    def _set_aside(self, run: str, one: _Run, path: Path, why: str) -> _Run:
-        aside = path.with_name(f"{path.name}.damaged")
+    def _set_aside(self, run: str, one: _Run, why: str) -> _Run:
+        """The run without the update that is out, some part of which is damaged."""
+        aside = self._path(run, "sent.damaged")
         _log.error(
             "run %s: an update whose fate is not known is lost, and set aside as %s: %s", run, aside, why
         )
+        update = self._path(run, f"update-{one.out}")
         # Where the run stands may be written nowhere else.
         one = self._record(run, replace(one, turn=one.turn + 1))
-        path.replace(aside)
+        if update.exists():  # under one name for all turns: large as it is, there is at most one
+            update.replace(self._path(run, "update.damaged"))
+            hit("outbox.named", "update")
+        self._path(run, "sent").replace(aside)
         hit("outbox.named", "sent")
         return one
 
@@ -198,7 +259,12 @@ class DiskOutbox:
         return self._folder / f"{files.safe(run)}.{what}"
 
     def _files(self, run: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{files.safe(run)}.*"))
+        """All that the folder has of a run, but for what somebody is writing."""
+        found = self._folder.glob(f"{files.safe(run)}.*")
+        return sorted(path for path in found if not self._in_progress(path))
+
+    def _in_progress(self, path: Path) -> bool:
+        return any(draft.path == path for draft in self._drafts.values())
 
     def _turn(self, run: str) -> _Run:
         """The run, with a number for what is about to be written. Only if that succeeds is the disk level with it."""
@@ -218,7 +284,7 @@ class DiskOutbox:
         one = self._runs[run]
         wanted = {"run", f"state-{one.base}"}
         if one.out:
-            wanted |= {"sent", f"state-{one.out}"}
+            wanted |= {"sent", f"state-{one.out}", f"update-{one.out}"}
         for path in self._files(run):
             if path.suffix != ".damaged" and path.name.partition(".")[2] not in wanted:
                 with suppress(OSError):  # it takes some place, and that is all
@@ -230,6 +296,14 @@ class DiskOutbox:
             if path != self._path(run, "run"):
                 remove(path)
         files.sync(self._folder)
+
+
+def _blob(digest: str, data: bytes) -> Blob:
+    """The update that `sent` holds itself; BadBlob if it is another one."""
+    blob = Blob.of(data) if digest else NO_BYTES
+    if blob.digest != digest:
+        raise BadBlob("its update does not have the SHA-256 that it was written with")
+    return blob
 
 
 def _standing(one: _Run) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from koinon_core.canonical import sha256
 from koinon_core.errors import BadBlob, StoreError, UsageError
 from koinon_core.failpoints import hit
 
-__all__ = ["Damaged", "File", "make", "read", "read_header", "remove", "safe", "sync", "whole", "write"]
+__all__ = [
+    "Damaged", "Drafted", "File", "make", "read", "read_header", "remove", "safe", "sync", "whole", "write",
+]  # fmt: skip
 
 _MAGIC = b"KOINBOX\n"
 _VERSION = 1
@@ -123,37 +125,52 @@ class File(NamedTuple):
     header: Mapping[str, Any]
     parts: Iterable[bytes] = ()
 
+    @property
+    def kind(self) -> str:
+        return str(self.header["kind"])
 
-def write(*files: File) -> None:
+    @property
+    def new(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.new")
+
+
+class Drafted(NamedTuple):
+    """What shall be at `path`, and is durable already, at `new`: bytes of no form of ours."""
+
+    path: Path
+    new: Path
+    kind: str
+
+
+def write(*files: File | Drafted) -> None:
     """Put files of one folder under their names, in this order, whole and durable; what is there stands until then."""
-    news = [file.path.with_name(f"{file.path.name}.new") for file in files]
     try:
-        for new, file in zip(news, files, strict=True):
-            _draft(new, file)
-        for new, file in zip(news, files, strict=True):
-            new.replace(file.path)
-            hit("outbox.named", file.header["kind"])
+        for file in files:
+            if isinstance(file, File):
+                _draft(file)
+        for file in files:
+            file.new.replace(file.path)
+            hit("outbox.named", file.kind)
         sync(files[0].path.parent)
     except Exception:
-        for new in news:
+        for file in files:
             with suppress(OSError):
-                new.unlink(missing_ok=True)
+                file.new.unlink(missing_ok=True)
         raise
 
 
-def _draft(new: Path, file: File) -> None:
+def _draft(file: File) -> None:
     """The file, durable under a name that nothing leads to."""
-    kind = file.header["kind"]
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as draft:
+    with os.fdopen(os.open(file.new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as draft:
         digest = hashlib.sha256()
         for piece in _pieces(file):
             digest.update(piece)
             draft.write(piece)
         draft.write(digest.digest())
         draft.flush()
-        hit("outbox.written", kind)
+        hit("outbox.written", file.kind)
         os.fsync(draft.fileno())
-    hit("outbox.synced", kind)
+    hit("outbox.synced", file.kind)
 
 
 def _pieces(file: File) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 from koinon.outbox import files
 from koinon_core.errors import Conflict, LocalProtocolError, StoreError
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "disk"]
 
 _locks: WeakSet[IO[bytes]] = WeakSet()
 
@@ -29,6 +29,18 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
+@contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """Where something in `folder` is read or written: StoreError says what its owner can do about the disk."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"this device cannot keep its memory in {folder}: {error.strerror or error}; free some space "
+            "there, or see that its user may write there and that the disk is sound"
+        ) from error
+
+
 class Folder:
     """The folder at `path`, made if it is not there. Conflict if another process has it."""
 
@@ -39,7 +51,7 @@ class Folder:
 
     def __init__(self, path: Path, name: str = ""):
         self.path = path.absolute()
-        with self._disk():
+        with disk(self.path):
             files.make(self.path)
             self.lock = os.fdopen(os.open(self.path / "lock", os.O_WRONLY | os.O_CREAT, 0o600), "wb")
             _locks.add(self.lock)
@@ -60,21 +72,11 @@ class Folder:
 
     @contextmanager
     def ours(self) -> Iterator[None]:
-        """Where the folder is read or written: StoreError says what its owner can do about the disk."""
+        """Where the folder is read or written: StoreError for its disk, LocalProtocolError if it was let go."""
         if self.gone:
             raise LocalProtocolError(f"{self.path} was let go: this process writes there no more")
-        with self._disk():
+        with disk(self.path):
             yield
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"this device cannot keep its memory in {self.path}: {error.strerror or error}; free some space "
-                "there, or see that its user may write there and that the disk is sound"
-            ) from error
 
     def _occupy(self, name: str) -> None:
         try:

@@ -12,13 +12,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from koinon_core.blob import Blob
+from koinon_core.draft import Draft, MemoryDraft
 from koinon_core.errors import LocalProtocolError
 from koinon_core.strategy.protocol import State
-from koinon_core.update import Head
+from koinon_core.update import Head, Stats
 
 __all__ = [
     "NOTHING", "Kept", "MemoryOutbox", "Outbox", "Sent", "counted", "json_of", "not_counted", "plain", "with_update",
@@ -27,17 +30,23 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """An update handed in, until its fate is known. `terms` is `Terms.encoded`, `digest` the SHA-256 of `blob` (""
-    and b"" in a round that only evaluates), `pending` the device state that becomes final if it is counted (None: it
-    stays as it is). `pin`, where there is one, is the run's pin from `keep` on, and outlives the update."""
+    """An update handed in, until its fate is known. `terms` is `Terms.encoded`, `blob` the update itself (NO_BYTES
+    in a round that only evaluates), `pending` the device state that becomes final if it is counted (None: it
+    stays as it is). `pin`, where there is one, is the run's pin from `keep` on, and outlives the update. `stats`
+    is what was measured when it was made, and no part of what makes two updates the same."""
 
     round: int
     terms: bytes
-    digest: str
-    blob: bytes
+    blob: Blob
     head: Head
     pending: State | None
     pin: Mapping[str, Any] = field(default_factory=dict)
+    stats: Stats = field(default_factory=Stats)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the update's bytes."""
+        return self.blob.digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +70,16 @@ class Outbox(Protocol):
     """This memory's own id, in hex: drawn once."""
     boot: int
     """How often a process has started on this memory, this one included."""
+    models: Path | None
+    """A folder for models that need not be fetched again; None: there is none."""
 
     def enter(self, run: str) -> Kept:
         """What is kept of `run`. StoreError if the committed part of it is damaged."""
+        ...
+
+    def draft(self, run: str) -> Draft:
+        """What the next update is written into, by calls that raise StoreError if it cannot be. One at a time: what
+        was not kept is gone when the next one begins, or with `close`."""
         ...
 
     def keep(self, run: str, sent: Sent) -> None:
@@ -157,10 +173,14 @@ class MemoryOutbox:
 
     def __init__(self) -> None:
         self.instance, self.boot = os.urandom(16).hex(), 0
+        self.models: Path | None = None
         self._runs: dict[str, Kept] = {}
 
     def enter(self, run: str) -> Kept:
         return self._runs.get(run, NOTHING)
+
+    def draft(self, run: str) -> MemoryDraft:
+        return MemoryDraft()
 
     def keep(self, run: str, sent: Sent) -> None:
         self._runs[run] = with_update(self.enter(run), sent)

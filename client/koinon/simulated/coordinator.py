@@ -17,9 +17,10 @@ from koinon_core.round import effects
 from koinon_core.round.effects import Verdict
 from koinon_core.round.machine import Round
 from koinon_core.run import Run as Machine
-from koinon_core.strategy.protocol import State
-from koinon_core.strategy.runner import Contribution, close
-from koinon_core.update import Head, pack_state, state_schema
+from koinon_core.strategy.closing import Contribution, Into, close, digest_of_tensors, evaluate
+from koinon_core.strategy.shape import begin, shape_of
+from koinon_core.tiles import Gather, Held
+from koinon_core.update import Head
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
@@ -55,11 +56,15 @@ class House:
         self.strategy, self.layout = run.spec.check()
         self.contents: dict[str, bytes] = {}
         self.model = run.model
-        self.state: State = self.strategy.init(
-            run.model.select(self.layout.params.by_name), run.spec.population or 0
+        self.shape = shape_of(self.strategy, self.layout, run.spec.population or 0)
+        state, down = Gather(self.shape.state), Gather(self.shape.down)
+        begin(self.strategy, self.shape, self.layout, run.spec.population or 0, Held(run.model), state, down)
+        self.state = state.tensors
+        self._down = self._keep(codec.encode(down.tensors, self.shape.down)) if self.shape.down else ""
+        weights = digest_of_tensors(Held(run.model), run.spec.model)
+        self.machine = Machine(
+            id="simulated", spec=run.spec, model=self._keep_model(), down=self._down, weights=weights
         )
-        blob = codec.encode(run.model, run.spec.model)
-        self.machine = Machine(id="simulated", spec=run.spec, model=self._keep(blob), down=self._down())
         self.links: dict[str, Port] = {}
         self.history: dict[int, str] = {}
         self.staged: dict[str, tuple[Head, bytes]] = {}
@@ -74,9 +79,8 @@ class House:
         self.contents[digest] = blob
         return digest
 
-    def _down(self) -> str:
-        down = self.strategy.down(self.state)
-        return self._keep(codec.encode(pack_state(down), state_schema(down))) if down else ""
+    def _keep_model(self) -> str:
+        return self._keep(codec.encode(self.model, self.spec.model, self.spec.snapshots))
 
     # -- from devices -----------------------------------------------------------------------------------------
 
@@ -119,7 +123,8 @@ class House:
                     totals=self.strategy.totals(),
                 )  # fmt: skip
                 if r.terms.kind == "train":
-                    verify(self._reader(blob), self.layout.update, r.terms.grid, r.terms.bound)
+                    how = self.layout.under(r.terms).how
+                    verify(self._reader(blob), self.layout.update, how, Held(self.model))
             except BadBlob as error:
                 self.move(runs.Resigned(now, client, answer.round, "REFUSED", f"refused: {error}"))
                 return
@@ -207,24 +212,30 @@ class House:
             Contribution(c, self.staged[c][0], self._reader(self.staged[c][1]) if trained else None)
             for c in accepted
         ]
+        model, state = Gather(self.spec.model), Gather(self.shape.state)
+        down = Gather(self.shape.down)
         try:
-            made = close(
-                self.strategy, self.layout, r.terms, self.model, self.state, self.spec.population or 0,
-                contributions,
-            )  # fmt: skip
+            made = evaluate(self.strategy, r.terms, contributions)
+            if trained:
+                made = close(
+                    self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
+                    Held(self.state), contributions, Into(model, state, down),
+                )  # fmt: skip
         except KoinonError as error:
             return runs.Unfoldable(self.world.now, r.terms.round, f"made no model: {error}")
         for name, value in made.metrics.items():
             about = self._made_by if name.startswith("eval.") else r.terms.round
             self.metrics.setdefault(about, {})[name] = value
         if trained:
-            self.model, self.state, self._made_by = made.model, made.state, r.terms.round
+            self.model, self.state, self._made_by = model.tensors, state.tensors, r.terms.round
             self.contents.clear()  # nobody asks for an older model once this round is closed
-            self.models.append(self._keep(codec.encode(self.model, self.spec.model)))
+            self.models.append(self._keep_model())
+            self._down = self._keep(codec.encode(down.tensors, self.shape.down)) if self.shape.down else ""
         evaluated = sum(bool(self.staged[c][0].evaluation) for c in accepted)
         return runs.Folded(
-            self.world.now, r.terms.round, self.models[-1], self._down(), sum=made.sum, evaluated=evaluated
-        )
+            self.world.now, r.terms.round, self.models[-1], self._down, sum=made.sum, evaluated=evaluated,
+            weights=made.weights or self.machine.weights,
+        )  # fmt: skip
 
     def _tell(self, client: str, message: pb.CoordinatorMessage) -> None:
         link = self.links.get(client)

@@ -3,10 +3,12 @@
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from koinon.session import Session
 from koinon.simulated.coordinator import House
+from koinon_core.blob import Blob
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Client", "Device"]
@@ -36,11 +38,11 @@ class MemoryLink:
     def send(self, message: pb.DeviceMessage) -> None:
         self._house.hear(self, message, b"")
 
-    def answer(self, answer: pb.Answer, blob: bytes) -> None:
-        self._house.hear(self, pb.DeviceMessage(answer=answer), blob)
+    def answer(self, answer: pb.Answer, blob: Blob) -> None:
+        self._house.hear(self, pb.DeviceMessage(answer=answer), blob.bytes())
 
-    def fetch(self, content: pb.Content) -> bytes:
-        return self._house.contents[content.digest]
+    def fetch(self, content: pb.Content, into: Path | None = None) -> Blob:
+        return Blob.of(self._house.contents[content.digest])
 
     def wait(self, take: Callable[[float], T]) -> T:
         while True:

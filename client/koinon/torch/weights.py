@@ -18,6 +18,7 @@ from koinon_core.errors import UsageError
 from koinon_core.schema import Field, Schema
 from koinon_core.strategy.protocol import Pull
 from koinon_core.tensors import Array, Tensors
+from koinon_core.tiles import TILE
 
 __all__ = ["TorchModel"]
 
@@ -28,6 +29,9 @@ _DTYPES = {
 }  # fmt: skip
 
 
+_AS_SENT = {kind: getattr(torch, name) for kind, name in _DTYPES.items()}
+
+
 class TorchModel:
     """Federates `module`. Its tensors are read and written in place, on whatever device they are."""
 
@@ -36,6 +40,7 @@ class TorchModel:
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         kept = module.state_dict(keep_vars=True)
         # Names only: a forward pass or `module.to(...)` may put another tensor in a buffer's place.
+        self._waiting: dict[str, Array] = {}
         self._buffers = [n for n, _ in module.named_buffers() if n in kept]
         if not self.parameters:
             raise UsageError("no parameter of the module requires a gradient: there is nothing to train")
@@ -71,6 +76,26 @@ class TorchModel:
             # A copy: training goes on in the tensor's own memory, and nobody may see that through this.
             out[field.name] = np.array(tensor.numpy(), copy=True)
         return Tensors(out)
+
+    def values(self, name: str, offset: int) -> Array:
+        tensor = self._tensors()[name].detach().reshape(-1)[offset : offset + TILE]
+        return np.asarray(tensor.to("cpu", _AS_SENT[tensor.dtype]).numpy())
+
+    @torch.no_grad()
+    def put(self, name: str, offset: int, values: Array) -> None:
+        tensor = self._tensors()[name]
+        if tensor.is_contiguous():
+            tensor.view(-1)[offset : offset + values.size].copy_(torch.from_numpy(np.array(values)))
+            return
+        # Its elements lie in another order (channels last): only a whole one can be put there.
+        whole = self._waiting.setdefault(name, np.empty(tensor.numel(), dtype=values.dtype))
+        whole[offset : offset + values.size] = values
+        if offset + values.size == tensor.numel():
+            tensor.copy_(torch.from_numpy(self._waiting.pop(name)).reshape(tensor.shape))
+
+    @property
+    def rounds(self) -> bool:
+        return any(t.dtype in (torch.float16, torch.bfloat16) for t in self._tensors().values())
 
     @torch.no_grad()
     def load(self, weights: Tensors) -> None:
