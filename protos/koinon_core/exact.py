@@ -9,13 +9,15 @@ import math
 from collections.abc import Iterable
 from functools import reduce
 from operator import add
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["dot", "join", "norm", "sum"]
+__all__ = ["dot", "join", "norm", "square", "sum"]
 
 _TILE = 4096
+_BLOCK = 1 << 16
 
 
 def _tiles(flat: NDArray[np.float64]) -> float:
@@ -58,3 +60,11 @@ def dot(a: ArrayLike, b: ArrayLike) -> float:
 def norm(values: ArrayLike) -> float:
     """The Euclidean norm of all elements, in float64."""
     return math.sqrt(dot(values, values))
+
+
+def square(values: NDArray[np.floating[Any]]) -> float:
+    """The sum of squares, ten times faster than `dot` and good to six digits: for a quantiser's step and for what is
+    only shown. It may differ from one CPU to another."""
+    flat = values.reshape(-1)
+    blocks = (flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK))
+    return join(float(np.dot(block, block)) for block in blocks)

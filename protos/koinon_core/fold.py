@@ -144,5 +144,5 @@ def sum_in_one_piece(staged: Sequence[Staged], schema: Schema, how: Ways, number
     return whole.hexdigest()
 
 
-def _wire(values: Array) -> bytes:
-    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
+def _wire(values: Array) -> memoryview:
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data

@@ -87,8 +87,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How one section travels: its codec by name, how it is joined, its largest |value|, its group's name, and the
-    binary places of its exact sum."""
+    """How one section travels: its codec by name, how it is joined, its largest |value| when it is decoded, its group's
+    name, and the binary places of its exact sum. A lossy codec may move a value by a step, which is at most the bound
+    that the run's config says: what is decoded may be twice that."""
 
     codec: str
     rule: Rule
@@ -107,15 +108,10 @@ def how(
     said = next((s for s in sections if fnmatchcase(label, s.match)), None)
     trained = kind in _TRAINED
     lossless_here = not trained and not codecs.by_name(codec).exact
-    default = How(
-        "lossless" if lossless_here else codec,
-        "mean" if trained else field.rule,
-        bound if trained else max(bound, _BUFFER_BOUND),
-        group_of(name, field),
-    )
-    if said is None:
-        return default
-    rule, chosen = said.rule or default.rule, said.codec or default.codec
+    rule: Rule = "mean" if trained else field.rule
+    chosen, largest = "lossless" if lossless_here else codec, bound if trained else max(bound, _BUFFER_BOUND)
+    if said is not None:
+        rule, chosen, largest = said.rule or rule, said.codec or chosen, said.bound or largest
     if trained and rule not in ("mean", "local"):
         raise UsageError(f"{label} is trained and can be joined by mean or stay local, not by {rule}")
     if kind == "extra" and rule != "mean":
@@ -129,7 +125,7 @@ def how(
         raise UsageError(
             f"{label} is joined by {rule} as {field.dtype}, and must be lossless; drop its codec"
         )
-    return How(chosen, rule, said.bound or default.bound, default.group)
+    return How(chosen, rule, largest * 2 if lossy else largest, group_of(name, field))
 
 
 def sent_dtype(dtype: str) -> str:

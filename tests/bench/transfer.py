@@ -41,7 +41,7 @@ def rounds(parameters: int, count: int) -> tuple[list[float], list[float], int]:
         draw = np.random.default_rng(1)
         run = koinon.Run(
             "bench", model={"w": draw.standard_normal(parameters, np.float32)}, rounds=count + 1,
-            min_clients=DEVICES, clients=DEVICES, max_examples=16, evaluate=False, codec="raw",
+            min_clients=DEVICES, clients=DEVICES, max_examples=16, evaluate=False, codec="raw", downlink="snapshot",
         ).create(address)  # fmt: skip
         device = Path(__file__).with_name("transfer_device.py")
         files = [Path(folder) / f"c{i}.json" for i in range(DEVICES)]

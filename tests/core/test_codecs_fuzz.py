@@ -202,7 +202,7 @@ ONE_ESCAPE = symbols(b"\x80" + bytes(TILE - 1))
 LIES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "no head": ("cut off", lambda: head()[:5]),
     "an unknown mode": ("a way numbered 4", lambda: head(4) + symbols(bytes(TILE))),
-    "a k of 127": ("out of range", lambda: head(k=127) + symbols(bytes(TILE))),
+    "a k of 0": ("out of range", lambda: head(k=0) + symbols(bytes(TILE))),
     "an e of 127": ("out of range", lambda: head(e=127) + symbols(bytes(TILE))),
     "an e of -128": ("out of range", lambda: head(e=-128) + symbols(bytes(TILE))),
     "an unknown way": ("a way numbered 4", lambda: head() + symbols(bytes(TILE), 4)),

@@ -144,18 +144,42 @@ def test_a_key_of_another_length_is_refused(length):
 def test_the_step_is_within_four_thousandths_or_the_finest_that_the_grid_holds(rms, name, grid):
     codec = LEVELS[name]
     step = codec.step_for(rms, grid)
-    finest = 128 * 2.0 ** (8 - grid)
-    assert step.e - 8 >= -grid
-    wanted = codec.level * rms
-    if wanted >= finest:
+    wanted, unit = codec.level * rms, 2.0**-grid
+    assert step.e - 8 * step.fine >= -grid
+    if codec.biased:
+        assert not step.fine
+    else:  # dithered, as long as the grid has room for the dither's eight places
+        assert step.fine == (wanted >= 256 * unit)
+    end = unit * (256 if step.fine else 1)
+    if wanted >= 128 * end:
         assert abs(step.value / wanted - 1) <= 0.004
-    else:
-        assert step.value == finest
+    else:  # near the end of the grid there are fewer steps to choose from
+        assert abs(step.value - max(wanted, end)) <= end / 2
 
 
 def test_no_change_at_all_has_the_smallest_step():
-    assert LEVELS["balanced"].step_for(0.0, 30) == Step(128, -22)
-    assert LEVELS["balanced"].step_for(5e-324, 30) == Step(128, -22)
+    assert LEVELS["balanced"].step_for(0.0, 30) == Step(1, -30, fine=False)
+    assert LEVELS["balanced"].step_for(5e-324, 30) == Step(1, -30, fine=False)
+
+
+def test_a_step_is_no_larger_than_the_bound_and_a_biased_one_no_larger_than_what_is_there():
+    assert LEVELS["compact"].step_for(1.0, 30, most=0.5).value == 0.5
+    assert LEVELS["thin"].step_for(1.0, 30, peak=1.0).value == 1.0
+    assert LEVELS["thin"].step_for(1.0, 30, peak=100.0).value == 6.0
+    assert LEVELS["balanced"].step_for(1.0, 30, peak=0.01).value == 0.25
+
+
+@pytest.mark.parametrize("rms", [1e-4, 1e-6, 3e-8])
+def test_small_changes_on_a_coarse_grid_are_rounded_without_bias_and_without_dither(rms):
+    x = np.random.default_rng(2).normal(0, rms, 50_000).astype(np.float32)
+    codec, grid = LEVELS["balanced"], 26
+    step = codec.step_for(rms_of(x), grid)
+    means = [through(codec, x, Place(key=bytes([n]) * 32, step=step)).values() for n in range(64)]
+    through(codec, x, Place(key=KEY, step=step)).check(grid, BOUND, "x")
+    worst = max(step.value, rms)
+    assert abs(float(np.mean(np.mean(means, axis=0) - x))) < worst / 64
+    nmse = float(np.mean((means[0] - x) ** 2) / np.mean(x**2))
+    assert nmse <= 0.0115 if rms > 1e-7 else nmse <= 0.3
 
 
 def test_the_levels_are_those_that_the_runs_agreed_on():
@@ -170,7 +194,7 @@ def test_a_root_mean_square_that_is_no_number_has_no_step(rms):
         LEVELS["balanced"].step_for(rms, 30)
 
 
-@pytest.mark.parametrize(("k", "e"), [(127, 0), (256, 0), (0, 0), (128, 65), (128, -65), (255, 127)])
+@pytest.mark.parametrize(("k", "e"), [(-1, 0), (256, 0), (0, 0), (128, 65), (128, -65), (255, 127)])
 def test_a_step_out_of_range_cannot_be_said(k, e):
     with pytest.raises(BadBlob, match="out of range"):
         Step(k, e)

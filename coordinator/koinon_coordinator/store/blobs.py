@@ -99,6 +99,7 @@ class Blobs:
                 path.parent.mkdir(exist_ok=True)
                 if not there:
                     name_file(partial, path, file.fileno())
+                    self._sound.add(digest)
             if there:
                 self._folder.remove(partial)
             with disk(path):

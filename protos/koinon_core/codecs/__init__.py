@@ -60,8 +60,8 @@ class Quantiser(Codec, Protocol):
         """Whether what is lost must be kept, and sent later: error feedback."""
         ...
 
-    def step_for(self, rms: float, grid: int) -> Step:
-        """The step for values of this rms; BadBlob if it is not finite."""
+    def step_for(self, rms: float, grid: int, peak: float, most: float) -> Step:
+        """The step, at most `most`, for values of this rms and largest |value|; BadBlob if they are not finite."""
         ...
 
 

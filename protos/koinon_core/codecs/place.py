@@ -14,13 +14,15 @@ _LARGEST = 64
 @dataclass(frozen=True, order=False, slots=True)
 class Step:
     """A quantiser's step: k * 2^e. Eight bits of k are within 0.4 % of any step, and leave a float32 room for a product
-    of 16 bits with it. Raises BadBlob for a k beyond 128..255 or an e beyond -64..64."""
+    of 16 bits with it; fewer are used where the run's grid ends. `fine` says that 256ths of it are on the grid too, so
+    that values may be dithered. Raises BadBlob for a k beyond 1..255 or an e beyond -64..64."""
 
     k: int
     e: int
+    fine: bool = True
 
     def __post_init__(self) -> None:
-        if not 128 <= self.k <= 255 or abs(self.e) > _LARGEST:
+        if not 1 <= self.k <= 255 or abs(self.e) > _LARGEST:
             raise BadBlob(
                 f"a step of {self.k} * 2^{self.e} is out of range; the values are not those of a model"
             )

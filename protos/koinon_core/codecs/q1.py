@@ -69,17 +69,25 @@ class Q1:
     version = 1
     exact = False
 
-    def step_for(self, rms: float, grid: int) -> Step:
-        """The step for a section of this root mean square that is summed on a grid of 2^-grid: within 0.4 % of level *
-        rms, but never so fine that a decoded value is not on the grid. Raises BadBlob for an rms that is not finite."""
+    def step_for(self, rms: float, grid: int, peak: float = math.inf, most: float = math.inf) -> Step:
+        """The step for a section of this root mean square and largest |value| that is summed on a grid of 2^-grid:
+        within 0.4 % of level * rms, but at most `most`, and never so fine that a decoded value is not on the grid. A
+        biased level's is at most `peak`, so that something is always sent. Raises BadBlob for an rms that is not
+        finite."""
         if not math.isfinite(rms):
             raise BadBlob("an update holds NaN or Inf; a value must be finite")
-        mantissa, exponent = math.frexp(self.level * abs(rms))
+        wanted = min(self.level * abs(rms), most, peak if self.biased else math.inf)
+        mantissa, exponent = math.frexp(wanted)
         k, e = round(mantissa * 256), exponent - 8
         if k == 256:
             k, e = 128, e + 1
-        smallest = 8 - grid
-        return Step(128, smallest) if k == 0 or e < smallest else Step(k, e)
+        # A dithered value has eight places more than its step; where the grid has no room for them, rounding is
+        # stochastic, and the step may be as fine as the grid.
+        fine = not self.biased and wanted * 2.0**grid >= 256
+        smallest = 8 - grid if fine else -grid
+        if k == 0 or e < smallest:
+            k, e = max(1, round(wanted * 2.0**-smallest)), smallest
+        return Step(k, e, fine)
 
     def takes(self, dtype: str) -> bool:
         return dtype in ("float32", "float64")
@@ -91,7 +99,7 @@ class Q1:
         """Needs the place's step, and its key unless it rounds to the nearest; raises UsageError."""
         if place.step is None or not self.takes(flat.dtype.name):
             raise UsageError(f"q1 needs a step, and float32 or float64 values, not {flat.dtype.name}")
-        rounding, zeros = (_NEAREST, None) if self.biased else _rounding_for(flat)
+        rounding, zeros = (_NEAREST, None) if self.biased else _rounding_for(flat, place.step)
         symbols, where = _quantise(flat, place, place.step, rounding)
         if where.size * _ESCAPES > flat.size:
             return bytes((_VERBATIM,)) + Lossless().encode(flat)
@@ -134,8 +142,10 @@ class Q1:
 LEVELS = {"fine": Q1(1 / 8), "balanced": Q1(1 / 4), "compact": Q1(2), "thin": Q1(6, biased=True)}
 
 
-def _rounding_for(flat: Array) -> tuple[_Rounding, NDArray[np.bool_] | None]:
+def _rounding_for(flat: Array, step: Step) -> tuple[_Rounding, NDArray[np.bool_] | None]:
     """How to round without bias, and which blocks are all zeros, if any are: dither leaves these alone."""
+    if not step.fine:
+        return _STOCHASTIC, None
     something = np.zeros(-(-flat.size // ZEROS) * ZEROS, dtype=np.bool_)
     np.not_equal(flat, 0, out=something[: flat.size])
     words = something.view(np.uint64).reshape(-1, ZEROS // 8)

@@ -76,8 +76,11 @@ class Plain:
         return self._values
 
     def check(self, grid: int, bound: float, name: str) -> None:
-        for part in stretches(self.count):
-            _largest(self._values[part], bound, name)
+        self.largest(bound, name)
+
+    def largest(self, bound: float, name: str) -> float:
+        """The largest |value|; BadBlob if that is beyond the bound."""
+        return max((_largest(self._values[part], bound, name) for part in stretches(self.count)), default=0.0)
 
     def add_to(self, acc: NDArray[np.int64], weight: int, grid: int, bound: float, name: str) -> None:
         size = min(BLOCK, self.count)

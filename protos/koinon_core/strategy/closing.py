@@ -182,7 +182,7 @@ def _write_model(layout: Layout, w: Source, step: Source, total: Sum, model: Sin
             before = w.values(name, offset)
             if name in layout.params.by_name:
                 change = step.values(name, offset)
-                squares.append(exact.dot(change, change))
+                squares.append(exact.square(change))
                 after = (before + change).astype(before.dtype, copy=False)
             elif name in layout.buffers.by_name:
                 after = (before + total.values(f"delta/{name}", offset)).astype(before.dtype, copy=False)

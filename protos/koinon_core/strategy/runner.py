@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from koinon_core import codecs
+from koinon_core import codecs, exact
 from koinon_core.blob import Blob
 from koinon_core.canonical import canonical, sha256
 from koinon_core.codec import Writer
 from koinon_core.codecs import Codec, Step
+from koinon_core.codecs.tile import Plain
 from koinon_core.draft import Draft, MemoryDraft
 from koinon_core.errors import BadBlob, BadUpdate
 from koinon_core.fold import counted
@@ -180,18 +181,18 @@ class _Encoder:
     def _put(self, writer: Writer, name: str, offset: int, keep: bool) -> tuple[Array, Array]:
         """Write a tile. Returns what arrives of it (where that is kept or lossy), and what does not."""
         values, how = self._values(name, offset), self._layout.how[name]
-        writer.put(name, offset, values)
+        writer.put(name, offset, self._within(name, values))
         if how.rule != "mean":
             return values, values
         if name not in self._lossy:
-            self._exact += square(values)
+            self._exact += exact.square(values)
             if keep:
                 return counted(writer.again(), how, name), values
             writer.again().check(how.grid, how.bound, name)
             return values, values
         arrives = counted(writer.again(), how, name)
         missed: Array = values - arrives.astype(values.dtype, copy=False)
-        self._errors += square(missed)
+        self._errors += exact.square(missed)
         return arrives, missed
 
     def _values(self, name: str, offset: int) -> Array:
@@ -200,31 +201,36 @@ class _Encoder:
             values = values + self._old[name].reshape(-1)[offset : offset + values.size]
         return values
 
+    def _limit(self, name: str) -> float:
+        """The largest |value| that may be encoded: a lossy codec may move it by a step, up to what may be decoded."""
+        return self._layout.how[name].bound / (2 if name in self._lossy else 1)
+
+    def _within(self, name: str, values: Array) -> Array:
+        """What is sent of values to which a residual was added: no more than one update may hold. The rest stays."""
+        limit = self._limit(name)
+        return np.clip(values, -limit, limit) if name in self._old else values
+
     def _steps(self) -> tuple[Mapping[str, tuple[Codec, Step | None]], Mapping[str, float]]:
         """Each section's codec with its group's step; and each group's sum of squares."""
         squares: dict[str, float] = defaultdict(float)
+        peaks: dict[str, float] = defaultdict(float)
         sizes: dict[str, int] = defaultdict(int)
         for section in self._layout.update:
             if section.name in self._lossy:
                 group = self._layout.how[section.name].group
                 sizes[group] += section.size
                 for offset, _ in spans(section):
-                    squares[group] += square(self._values(section.name, offset))
+                    values = self._values(section.name, offset)
+                    squares[group] += exact.square(values)
+                    peak = Plain(self._within(section.name, values)).largest(
+                        self._limit(section.name), section.name
+                    )
+                    peaks[group] = max(peaks[group], peak)
         steps: dict[str, tuple[Codec, Step | None]] = {}
         for name, codec in self._codecs.items():
             how, step = self._layout.how[name], None
             if name in self._lossy:
                 rms = math.sqrt(squares[how.group] / max(1, sizes[how.group]))
-                step = self._lossy[name].step_for(rms, how.grid)
+                step = self._lossy[name].step_for(rms, how.grid, peaks[how.group], self._limit(name))
             steps[name] = (codec, step)
         return steps, squares
-
-
-_BLOCK = 1 << 16
-
-
-def square(values: Array) -> float:
-    """The sum of squares, good to six digits: for a step and for what is shown, not for what is counted."""
-    flat = values.reshape(-1)
-    blocks = (flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK))
-    return math.fsum(float(np.dot(block, block)) for block in blocks)
