@@ -1,5 +1,5 @@
 """Devices that hold no model and train nothing, as many as asked, in one process:
-`python senders.py ADDRESS RUN COUNT PARAMETERS`. What they send is noise, made a tile at a time."""
+`python senders.py ADDRESS RUN COUNT PARAMETERS [FIRST]`. What they send is noise, made a tile at a time."""
 
 import sys
 import threading
@@ -46,10 +46,11 @@ def send(address: str, run: str, name: str, parameters: int) -> None:
 
 
 if __name__ == "__main__":
-    address, run, count, parameters = sys.argv[1:]
+    address, run, count, parameters, *first = sys.argv[1:]
+    begin = int(first[0]) if first else 0
     threads = [
         threading.Thread(target=send, args=(address, run, f"c{i}", int(parameters)))
-        for i in range(int(count))
+        for i in range(begin, begin + int(count))
     ]
     for thread in threads:
         thread.start()
