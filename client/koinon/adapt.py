@@ -46,6 +46,7 @@ class Whole:
         self._model, self.schema = model, model.schema
         self._into: Gather | None = None
         self._missing = 0
+        self._seen: set[tuple[str, int]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -59,8 +60,9 @@ class Whole:
         return flat[offset : offset + TILE]
 
     def put(self, name: str, offset: int, values: Array) -> None:
-        if self._into is None:
-            self._into, self._missing = Gather(self.schema), self.schema.size
+        if self._into is None or (name, offset) in self._seen:  # what was cut short begins anew
+            self._into, self._missing, self._seen = Gather(self.schema), self.schema.size, set()
+        self._seen.add((name, offset))
         self._into.put(name, offset, values)
         self._missing -= values.size
         if not self._missing:

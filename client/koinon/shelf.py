@@ -12,17 +12,18 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
 from koinon.arriving import file_blob
 from koinon_core.blob import Blob
 from koinon_core.codec import Reader, Writer, as_they_are
-from koinon_core.errors import BadBlob, NotFound, StoreError
+from koinon_core.errors import BadBlob, BadUpdate, NotFound, StoreError
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
 from koinon_core.tensors import Array
-from koinon_core.tiles import Sink, Tee, copy
+from koinon_core.tiles import Sink, Source, Tee, copy
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Fetch", "Shelf", "Weighing"]
@@ -57,12 +58,16 @@ class Shelf:
         """The digest of the newest model that is here, "" if none is; None where none is ever kept."""
         if self._folder is None:
             return None
-        lie = [path for path in self._folder.glob("*") if not path.suffix]
-        return max(lie, key=lambda path: path.stat().st_mtime).name if lie else ""
+        newest, name = -1.0, ""
+        for path in self._folder.glob("*"):
+            with suppress(OSError):  # the owner's thread may be removing it just now
+                if not path.suffix and (at := path.stat().st_mtime) > newest:
+                    newest, name = at, path.name
+        return name
 
-    def load(self, ask: pb.Ask, terms: Terms, schema: Schema, into: Sink) -> Reader:
-        """Put the round's model into `into`; returns a reader of it. BadBlob if the coordinator sends another model
-        than the terms name."""
+    def load(self, ask: pb.Ask, terms: Terms, schema: Schema, into: Sink) -> Source:
+        """Put the round's model into `into`; returns it as a source, which may be read again. BadBlob if the
+        coordinator sends another model than the terms name."""
         if ask.model.digest != terms.model:
             raise BadBlob("the round's model is not the one that its terms name")
         if self._folder is None or ask.model.inline or not _DIGEST.fullmatch(terms.weights):
@@ -112,7 +117,7 @@ class Shelf:
                 left.unlink(missing_ok=True)
         return True
 
-    def _keep(self, path: Path, reader: Reader) -> Reader:
+    def _keep(self, path: Path, reader: Source) -> Source:
         """This one stays; what lay here before is needed no more."""
         assert self._folder is not None
         for other in self._folder.glob("*"):
@@ -130,12 +135,33 @@ def _reader(blob: Blob, schema: Schema) -> Reader:
     return Reader(blob.window, blob.size, schema, "the round's model")
 
 
-def _put(blob: Blob, terms: Terms, schema: Schema, into: Sink) -> Reader:
+class _Remembered:
+    """A source that notices when a tile is not any more what it was when it came by as a sink: the file may have been
+    damaged since, and what was learned is the difference to it."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._sums: dict[tuple[str, int], int] = {}
+
+    def put(self, name: str, offset: int, values: Array) -> None:
+        self._sums[name, offset] = crc32(np.ascontiguousarray(values).data)
+
+    def values(self, name: str, offset: int) -> Array:
+        values = self._source.values(name, offset)
+        if crc32(np.ascontiguousarray(values).data) != self._sums[name, offset]:
+            raise BadUpdate(
+                f"the round's model was damaged on this device's disk: {name!r} is not what it was"
+            )
+        return values
+
+
+def _put(blob: Blob, terms: Terms, schema: Schema, into: Sink) -> Source:
     """Read a model once, into `into`; BadBlob if it is not the one that the terms name."""
     reader, weighing = _reader(blob, schema), Weighing()
-    copy(reader, schema, Tee(into, weighing))
+    again = _Remembered(reader)
+    copy(reader, schema, Tee(into, weighing, again))
     if terms.weights and weighing.weights != terms.weights:
         raise BadBlob(
             "the round's model has other weights than its terms name; the coordinator sent another model"
         )
-    return reader
+    return again

@@ -25,7 +25,7 @@ from koinon_core.blob import Blob
 from koinon_core.errors import BadBlob, Unavailable
 from koinon_core.failpoints import hit
 from koinon_core.wire.methods import BLOBS, ERROR_KEY, TOKEN_KEY
-from koinon_core.wire.pieces import Pieces, data_of, upload_piece
+from koinon_core.wire.pieces import MOST, Pieces, data_of, upload_piece
 from koinon_core.wire.v1 import blobs_pb2
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
@@ -121,17 +121,17 @@ class Transfers:
         start = blobs_pb2.UploadStart(
             digest=blob.digest, size=blob.size, offset=held.offset, run=answer.run, round=answer.round
         )
-        at, pieces = held.offset, self._up
+        at, pieces, most = held.offset, self._up, held.most or MOST
         try:
             await call.write(blobs_pb2.UploadRequest(start=start))
             if held.turns:
                 await self._turn(call)
-            reading = _read(blob, at, pieces.size)
+            reading = _read(blob, at, min(pieces.size, most))
             while at < blob.size:
                 message, length = await reading
                 hit("link.upload", str(at))
                 at += length
-                reading = _read(blob, at, min(2 * pieces.size, pieces.most))
+                reading = _read(blob, at, min(2 * pieces.size, pieces.most, most))
                 await call.write(message)
                 pieces.arrived()
                 self._line.moved()

@@ -90,8 +90,8 @@ class Workbench:
         trained: dict[str, Any] = {}
 
         def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
-            # Passes that come after it move the weights on.
-            end = Held(model.read()) if later else model
+            # Passes that come after it move the weights on; and some models can only be read as a whole.
+            end = Held(model.read()) if later or model.rounds else model
             trained.update(end=end, examples=examples, metrics=metrics)
             if not later:
                 finish()

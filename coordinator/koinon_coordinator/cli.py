@@ -1,10 +1,12 @@
 """`koinon-coordinator`: the service's command line."""
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,8 @@ from koinon_core.errors import KoinonError
 from koinon_core.strategy.registry import load_plugins
 
 __all__ = ["main"]
+
+_M_ARENA_MAX = -8  # malloc.h
 
 app = typer.Typer(
     help="The Koinon coordinator: runs federated rounds for the devices that attend.",
@@ -53,7 +57,7 @@ def serve(
     quota: Annotated[
         str, typer.Option(help="The most that folder may hold, for example 20GB; default: all of the disk.")
     ] = "",
-    uploads: Annotated[int, typer.Option(help="Uploads that are written at a time; others wait.")] = 8,
+    uploads: Annotated[int, typer.Option(help="Uploads that are written at a time; others wait.")] = 32,
     device_rate: Annotated[
         str, typer.Option(help="The most a device may move a second, for example 5MB; default: no limit.")
     ] = "",
@@ -73,6 +77,7 @@ def serve(
         device_rate=device_rate, device_quota=device_quota,
     )  # fmt: skip
     load_plugins(config.plugins)
+    _few_arenas()
     asyncio.run(_serve(config))
 
 
@@ -97,6 +102,14 @@ async def _serve(config: Config) -> None:
         await serve_federation(Federation(store), config.listen, stop, ready, config.limits)
     finally:
         store.close()
+
+
+def _few_arenas() -> None:
+    """Have glibc serve all threads from two arenas. It would make eight for each core, and pieces of a megabyte that
+    come and go in many threads leave holes in all of them: with 16 uploads the process had 380 MB for itself, and has
+    190."""
+    with suppress(AttributeError, OSError):  # another C library has no such arenas
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _logging(style: str) -> None:

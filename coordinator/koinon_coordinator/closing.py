@@ -4,7 +4,7 @@ Model, state and updates are read and written tile by tile, so that a round cost
 model and however many its devices. Runs in a worker thread; numpy and the codecs release the GIL for most of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,6 +77,17 @@ class _Container:
         return [self._draft.finish()]
 
 
+def _finish(store: Store, containers: Iterable[_Container]) -> list[list[Content]]:
+    """All of these as contents; none of them is held on to if one cannot be."""
+    done: list[list[Content]] = []
+    try:
+        done.extend(one.finish() for one in containers)
+    except BaseException:
+        store.unpin(content for contents in done for content in contents)
+        raise
+    return done
+
+
 def _name(contents: list[Content]) -> str:
     return contents[0][0] if contents else ""
 
@@ -97,7 +108,7 @@ def first_version(store: Store, plan: Plan, model: Source) -> tuple[ModelVersion
         written, state, down = _three(store.draft, stack, plan)
         copy(model, plan.spec.model, written.sink)
         begin(plan.strategy, plan.shape, plan.layout, plan.population, model, state.sink, down.sink)
-        made, kept, given = written.finish(), state.finish(), down.finish()
+        made, kept, given = _finish(store, (written, state, down))
     weights = digest_of_tensors(model, plan.spec.model)
     return ModelVersion(0, _name(made), _name(kept), _name(given), weights), [*made, *kept, *given]
 
@@ -148,10 +159,11 @@ def close_round(
             sinks.append(change.sink)
         into = Into(Tee(*sinks), kept.sink, given.sink)
         made = close(plan.strategy, plan.layout, shape, terms, plan.population, w, state, contributions, into)
-        written = [model.finish(), kept.finish(), given.finish()]
-        smaller = change is not None and change.sink.size < _WORTH * model.sink.size
-        written.append(change.finish() if change is not None and smaller else [])
-    digest, kept_as, given_as, delta_as = map(_name, written)
+        wanted = [model, kept, given]
+        if change is not None and change.sink.size < _WORTH * model.sink.size:
+            wanted.append(change)
+        written = _finish(store, wanted)
+    digest, kept_as, given_as, delta_as = *map(_name, written), *[""] * (4 - len(written))
     base = version.weights if delta_as else ""
     after = ModelVersion(terms.round, digest, kept_as, given_as, made.weights, delta_as, base)
     return Closed(after, dict(made.metrics), made.sum, [content for one in written for content in one])

@@ -198,9 +198,13 @@ class Federation:
             version, contents = await self.db(first_version, self.store, plan, reader)
         except BadBlob as error:
             raise UsageError(str(error)) from error
-        ledger = await self.db(
-            Ledger.create, self.store, plan, self.clock, uuid.uuid4().hex, version, contents
-        )
+        try:
+            ledger = await self.db(
+                Ledger.create, self.store, plan, self.clock, uuid.uuid4().hex, version, contents
+            )
+        except BaseException:
+            self.store.unpin(contents)
+            raise
         self._drive(ledger)
         self.rows[ledger.run.id] = row_of(
             ledger.run, self.clock()

@@ -8,10 +8,10 @@ be read without the rest. Chunks are tiles. The manifest stands last, so that a 
 wrote; in version 1 (Koinon 0.2 and before) it stood first, behind its length, and that is still read.
 """
 
-import math
 import struct
+from array import array
 from collections.abc import Callable, Iterator
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -57,13 +57,13 @@ class Writer:
         base: Source | None = None, base_digest: str = "",
     ):  # fmt: skip
         self._write, self._choose, self._key, self._base = write, choose, key, base
-        self._numbers = {f.name: number for number, f in enumerate(schema)}
+        self._numbers = schema.numbers
         self._manifest = pb.Manifest(
             schema_digest=bytes.fromhex(schema.digest), key=key, base=bytes.fromhex(base_digest)
         )
         for f in schema:
             self._manifest.sections.add(name=f.name, dtype=f.dtype, shape=f.shape)
-        self._missing = sum(math.ceil(f.size / TILE) for f in schema)
+        self._missing = schema.first_tiles[-1]
         self.size = _HEAD.size
         write(_HEAD.pack(_MAGIC, _VERSION))
 
@@ -99,9 +99,8 @@ class Writer:
 
 
 def _manifest_limit(schema: Schema) -> int:
-    chunks = sum(math.ceil(f.size / TILE) for f in schema)
     names = sum(len(f.name.encode()) + 16 * (len(f.shape) + 2) for f in schema)
-    return 192 + names + 48 * chunks
+    return 192 + names + 48 * schema.first_tiles[-1]
 
 
 def size_limit(schema: Schema) -> int:
@@ -127,13 +126,13 @@ class Reader:
         self, window: Window, size: int, schema: Schema, whose: str = "this blob", base: Source | None = None
     ):
         self._window, self._schema, self._whose, self._base = window, schema, whose, base
-        self._numbers = {f.name: number for number, f in enumerate(schema)}
         manifest, start, end = self._open(size)
         self._check_sections(manifest)
         self._key = manifest.key
         self.base = manifest.base.hex()
         """The digest of the tensors that this container is a difference to; "" for one that stands alone."""
-        self._index = self._check_chunks(manifest, start, end)
+        # Three numbers a tile, and no objects: a round has as many readers as devices.
+        self._begin, self._size, self._codec = self._check_chunks(manifest, start, end)
 
     def _open(self, size: int) -> tuple[pb.Manifest, int, int]:
         """The manifest, and where the chunks begin and end."""
@@ -184,54 +183,62 @@ class Reader:
 
     def _check_chunks(
         self, manifest: pb.Manifest, start: int, end: int
-    ) -> dict[tuple[int, int], tuple[int, pb.Chunk]]:
-        """Where each tile is. Sections may take turns; within one, tiles come in order."""
-        counts = [math.ceil(f.size / TILE) for f in self._schema]
-        if len(manifest.chunks) != sum(counts):
-            raise BadBlob(f"{self._whose} has {len(manifest.chunks)} chunks; {sum(counts)} cover the model")
+    ) -> tuple["array[int]", "array[int]", "array[int]"]:
+        """Where each tile is, its size, and its codec and version. Sections may take turns; within one, tiles come in
+        order."""
+        first = self._schema.first_tiles
+        if len(manifest.chunks) != first[-1]:
+            raise BadBlob(f"{self._whose} has {len(manifest.chunks)} chunks; {first[-1]} cover the model")
         ends = list(accumulate((c.size for c in manifest.chunks), initial=start))
         if ends[-1] != end:
             raise BadBlob(f"{self._whose} has {end} bytes; its manifest accounts for {ends[-1]}")
-        index: dict[tuple[int, int], tuple[int, pb.Chunk]] = {}
-        seen = [0] * len(counts)
-        for chunk, (begin, until) in zip(manifest.chunks, pairwise(ends), strict=True):
+        index = tuple(array("q", bytes(8 * first[-1])) for _ in range(3))
+        seen = [0] * len(self._schema)
+        for chunk, begin in zip(manifest.chunks, ends[:-1], strict=True):
             number = chunk.section
-            field = self._schema.fields[number] if number < len(counts) else None
+            field = self._schema.fields[number] if number < len(seen) else None
             offset = seen[number] * TILE if field else 0
             if field is None or (chunk.offset, chunk.count) != (offset, min(TILE, field.size - offset)):
-                raise BadBlob(
-                    f"{self._whose} has its chunks out of order at {field.name if field else number!r}"
-                )
-            self._check_codec(chunk, field, until - begin)
-            index[number, offset] = (begin, chunk)
+                where = field.name if field else number
+                raise BadBlob(f"{self._whose} has its chunks out of order at {where!r}")
+            self._check_codec(chunk, field)
+            slot = first[number] + seen[number]
+            for numbers, value in zip(
+                index, (begin, chunk.size, chunk.codec << 32 | chunk.codec_version), strict=True
+            ):
+                numbers[slot] = value
             seen[number] += 1
-        return index
+        return index[0], index[1], index[2]
 
-    def _check_codec(self, chunk: pb.Chunk, field: Field, size: int) -> None:
+    def _check_codec(self, chunk: pb.Chunk, field: Field) -> None:
         codec = codecs.by_id(chunk.codec, chunk.codec_version)
         if not codec.takes(field.dtype):
             raise BadBlob(f"{self._whose} has {field.name!r} in a codec that takes no {field.dtype}")
         if codec is ORDINAL and self._base is None:
             raise BadBlob(f"{self._whose} has differences to a model that is not here")
-        if size > codec.limit(chunk.count * np.dtype(field.dtype).itemsize):
-            raise BadBlob(f"{self._whose} takes {size} bytes for {chunk.count} elements of {field.name!r}")
+        if chunk.size > codec.limit(chunk.count * np.dtype(field.dtype).itemsize):
+            raise BadBlob(
+                f"{self._whose} takes {chunk.size} bytes for {chunk.count} elements of {field.name!r}"
+            )
 
     def used(self) -> Iterator[tuple[str, int, int]]:
         """(section, codec number, codec version) of every chunk."""
-        for (number, _), (_, chunk) in self._index.items():
-            yield self._schema.fields[number].name, chunk.codec, chunk.codec_version
+        first = self._schema.first_tiles
+        for number, field in enumerate(self._schema):
+            for one in self._codec[first[number] : first[number + 1]]:
+                yield field.name, one >> 32, one & 0xFFFFFFFF
 
     def tile(self, name: str, offset: int) -> Tile:
         """The tile of `name` that starts at element `offset`."""
-        number = self._numbers[name]
-        begin, chunk = self._index[number, offset]
-        payload = memoryview(self._window(begin, chunk.size))
-        if len(payload) != chunk.size:
+        number = self._schema.numbers[name]
+        field, slot = self._schema.fields[number], self._schema.first_tiles[number] + offset // TILE
+        payload = memoryview(self._window(self._begin[slot], self._size[slot]))
+        if len(payload) != self._size[slot]:
             raise BadBlob(f"{self._whose} ends in the middle of {name!r}")
         base = self._base.values(name, offset) if self._base is not None else None
         place = Place(key=self._key, section=number, offset=offset, base=base)
-        codec = codecs.by_id(chunk.codec, chunk.codec_version)
-        return codec.decode(payload, self._schema.fields[number].dtype, chunk.count, place)
+        codec = codecs.by_id(self._codec[slot] >> 32, self._codec[slot] & 0xFFFFFFFF)
+        return codec.decode(payload, field.dtype, min(TILE, field.size - offset), place)
 
     def values(self, name: str, offset: int) -> Array:
         elements = self.tile(name, offset).values()

@@ -7,6 +7,7 @@ wrong shape is refused before a byte is allocated for it and nothing is ever bro
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from koinon_core.canonical import digest_of
 from koinon_core.errors import UsageError
 from koinon_core.tensors import Tensors
 
-__all__ = ["Field", "Role", "Rule", "Schema", "schema_of"]
+__all__ = ["TILE", "Field", "Role", "Rule", "Schema", "schema_of"]
 
 Role = Literal["param", "buffer"]
 """`param` is trained; `buffer` goes along (BatchNorm statistics, counters)."""
@@ -26,6 +27,8 @@ all have alike, or nothing because it stays on the device."""
 
 FLOATS = ("float64", "float32", "float16")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
+TILE = 1 << 20
+"""Elements: the unit in which models and updates are encoded, staged, folded and written."""
 _MAX_ELEMENTS = 1 << 40
 _MAX_DIMENSIONS = 32  # more than any model has, fewer than any numpy allows
 
@@ -95,6 +98,16 @@ class Schema:
     def digest(self) -> str:
         """SHA-256 over the canonical form, in hex."""
         return digest_of(self.to_json())
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of each field."""
+        return {f.name: number for number, f in enumerate(self.fields)}
+
+    @cached_property
+    def first_tiles(self) -> tuple[int, ...]:
+        """How many tiles come before each field's, and last how many there are."""
+        return tuple(accumulate((-(-f.size // TILE) for f in self.fields), initial=0))
 
     @property
     def nbytes(self) -> int:

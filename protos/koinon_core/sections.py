@@ -22,12 +22,13 @@ from koinon_core import codecs
 from koinon_core.errors import UsageError
 from koinon_core.schema import FLOATS, Field, Rule
 
-__all__ = ["How", "Section", "group_of", "how", "kind_of", "sent_dtype"]
+__all__ = ["How", "Section", "group_of", "how", "kind_of", "label_of", "sent_dtype"]
 
 _STATISTICS = ("running_mean", "running_var")
 _KINDS = ("param", "lora_a", "lora_b", "extra", "stat", "buffer", "count")
 _TRAINED = ("param", "lora_a", "lora_b", "extra")
-_BUFFER_BOUND = 1024.0  # a variance may be larger than any change of a weight
+_CHANGED = ("param", "lora_a", "lora_b")
+_WIDE = 1024.0  # a variance may be larger than any change of a weight, and so may a gradient
 
 
 def kind_of(field: Field) -> str:
@@ -64,12 +65,12 @@ class Section:
                 "a slash, for example 'stat/*'"
             )
         if self.codec is not None:
-            codecs.by_name(self.codec)
-        if self.rule is not None and self.rule not in get_args(Rule):
+            codecs.by_name(str(self.codec))
+        if self.rule is not None and str(self.rule) not in get_args(Rule):
             raise UsageError(
                 f"rule = {self.rule!r} of {self.match!r} must be one of {', '.join(get_args(Rule))}"
             )
-        if self.bound is not None and not 0 < self.bound < 2.0**60:
+        if self.bound is not None and not (type(self.bound) is float and 0 < self.bound < 2.0**60):
             raise UsageError(f"bound = {self.bound} of {self.match!r} must be a number above 0")
 
     @classmethod
@@ -82,7 +83,9 @@ class Section:
         if "match" not in values:
             raise UsageError("one of the run's [[sections]] has no match; say which tensors it is about")
         bound = values.get("bound")
-        return cls(**{**values, "bound": float(bound)} if isinstance(bound, int) else values)
+        if isinstance(bound, int) and not isinstance(bound, bool) and abs(bound) < 1 << 60:
+            values = {**values, "bound": float(bound)}
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +101,23 @@ class How:
     grid: int = 0
 
 
+def label_of(field: Field, extra: str = "") -> str:
+    """What a section's pattern is compared with: KIND/NAME."""
+    return f"extra/{extra}/{field.name}" if extra else f"{kind_of(field)}/{field.name}"
+
+
 def how(
     name: str, field: Field, sections: Sequence[Section], codec: str, bound: float, *, extra: str = ""
 ) -> How:
     """How the section `name`, which is about the model's `field`, travels in a run with this `codec` and `bound`.
     `extra` is what it is beside the delta. UsageError where the run's config asks for what cannot be."""
     kind = "extra" if extra else kind_of(field)
-    label = f"extra/{extra}/{field.name}" if extra else f"{kind}/{field.name}"
+    label = label_of(field, extra)
     said = next((s for s in sections if fnmatchcase(label, s.match)), None)
     trained = kind in _TRAINED
     lossless_here = not trained and not codecs.by_name(codec).exact
     rule: Rule = "mean" if trained else field.rule
-    chosen, largest = "lossless" if lossless_here else codec, bound if trained else max(bound, _BUFFER_BOUND)
+    chosen, largest = "lossless" if lossless_here else codec, bound if kind in _CHANGED else max(bound, _WIDE)
     if said is not None:
         rule, chosen, largest = said.rule or rule, said.codec or chosen, said.bound or largest
     if trained and rule not in ("mean", "local"):

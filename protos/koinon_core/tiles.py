@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from koinon_core.schema import Field, Schema
+from koinon_core.schema import TILE, Field, Schema
 from koinon_core.tensors import Array, Tensors
 
 __all__ = [
@@ -26,9 +26,6 @@ __all__ = [
     "gather",
     "spans",
 ]
-
-TILE = 1 << 20
-"""Elements: the unit in which models and updates are encoded, staged, folded and written."""
 
 
 def spans(field: Field) -> Iterator[tuple[int, int]]:

@@ -11,12 +11,14 @@ Names that the strategy keeps local are in no section.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 from koinon_core.errors import BadBlob, UsageError
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Field, Schema
-from koinon_core.sections import How, Section, how, sent_dtype
+from koinon_core.sections import How, Section, how, label_of, sent_dtype
 from koinon_core.strategy.protocol import State, Strategy, Up
 from koinon_core.tensors import Tensors
 
@@ -50,6 +52,10 @@ class Layout:
 
     def under(self, terms: Terms) -> "Layout":
         """The layout in a round with these terms: sections with the run's bound have the grid that was agreed to."""
+        if not terms.weights:  # a round of 0.2.0: one bound and one grid for all that is averaged
+            return replace(
+                self, how={n: replace(h, grid=terms.grid, bound=terms.bound) for n, h in self.how.items()}
+            )
         if all(h.grid == terms.grid for h in self.how.values() if h.bound == terms.bound):
             return self
         how = {n: replace(h, grid=terms.grid) if h.bound == terms.bound else h for n, h in self.how.items()}
@@ -109,6 +115,14 @@ def layout_of(
         for f in schema:
             prefix = f"extra/{what}/"
             add(_section(prefix, f), how(f"{prefix}{f.name}", f, sections, codec, bound, extra=what))
+    labels = [label_of(f) for f in model] + [label_of(f, what) for what, s in extras.items() for f in s]
+    for section in sections:
+        if not any(fnmatchcase(label, section.match) for label in labels):
+            near = get_close_matches(section.match, labels, n=1, cutoff=0.3) or labels[:1]
+            raise UsageError(
+                f"match = {section.match!r} in the run's [[sections]] is about no tensor of the model; there is for "
+                f"example {near[0]!r}"
+            )
     return Layout(model, params, buffers, counters, extras, local, Schema(tuple(fields)), ways)
 
 

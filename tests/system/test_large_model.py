@@ -44,7 +44,16 @@ def process(code: str, *arguments: object, **how: object) -> Iterator[subprocess
     """A process in a bounded address space, of which glibc would reserve 8 MiB for each thread's stack and 64 MiB for
     each thread's arena, used or not."""
     env = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh", sys.executable, "-c", code, *map(str, arguments)]
+    command = [
+        "sh",
+        "-c",
+        'ulimit -s 1024; exec "$@"',
+        "sh",
+        sys.executable,
+        "-c",
+        code,
+        *map(str, arguments),
+    ]
     one = subprocess.Popen(command, text=True, env=env, **how)  # type: ignore[call-overload]
     try:
         yield one
@@ -76,9 +85,11 @@ def test_a_model_larger_than_memory_is_federated(codec, rounds, tmp_path):
 def test_the_limit_is_one_that_holds(tmp_path):
     """Whoever took the model into memory would not live."""
     holds = tmp_path / "holds.py"
-    holds.write_text(textwrap.dedent(f"""
+    holds.write_text(
+        textwrap.dedent(f"""
         import numpy
         numpy.ones({PARAMETERS}, numpy.float32)
-    """))
+    """)
+    )
     with process(DEVICE, holds, ROOM, stderr=subprocess.PIPE) as one:
         assert "MemoryError" in one.stderr.read()

@@ -7,21 +7,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import grpc
 import numpy as np
 import pytest
 
 import koinon
 from conftest import Coordinator
 from hostile import Device, container, until
-from koinon.link import GrpcLink
+from koinon.link import GrpcLink, error_of
 from koinon_coordinator.config import Limits
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.service import blobs, serve
 from koinon_coordinator.store import Store
 from koinon_core.canonical import sha256
 from koinon_core.errors import BadBlob, KoinonError, RemoteProtocolError, Unavailable
+from koinon_core.wire.methods import BLOBS
+from koinon_core.wire.v1 import blobs_pb2
 from koinon_core.wire.v1 import fleet_pb2 as pb
 from proxy import Fault, Proxy
 
@@ -208,13 +211,15 @@ def test_bytes_that_are_not_what_was_meant_are_not_kept(attended, tmp_path):
 # -- many at a time -------------------------------------------------------------------------------------------
 
 
-def announce(device: Device, ask: pb.Ask, update: bytes, pieces) -> threading.Thread:
-    """An upload on a thread of its own; its error, if there is one, is its last word in `device.said`."""
-    device.said = []
+def announce(device: Device, ask: pb.Ask, update: bytes, pieces, offset: int = 0) -> threading.Thread:
+    """An upload on a thread of its own; how it ends is the last word in `device.said`."""
+    device.said = getattr(device, "said", [])
+
+    about = {"digest": sha256(update), "size": len(update), "offset": offset}
 
     def run() -> None:
         try:
-            device.said.append(device.upload(ask, pieces, digest=sha256(update), size=len(update)).complete)
+            device.said.append(device.upload(ask, pieces, **about).complete)
         except KoinonError as error:
             device.said.append(error)
 
@@ -224,10 +229,10 @@ def announce(device: Device, ask: pb.Ask, update: bytes, pieces) -> threading.Th
 
 
 @contextmanager
-def two_devices(address: str) -> Iterator[tuple[tuple[Device, pb.Ask], ...]]:
+def two_devices(address: str, size: int = 100_000) -> Iterator[tuple[tuple[Device, pb.Ask], ...]]:
     """Two that are asked in one round."""
     run = koinon.Run(
-        "r", model={"x": DRAW.normal(size=100_000)}, rounds=1, min_clients=2, clients=2, codec="lossless"
+        "r", model={"x": DRAW.normal(size=size)}, rounds=1, min_clients=2, clients=2, codec="lossless"
     )
     run.create(address)
     with Device(address, "first") as first, Device(address, "second") as second:
@@ -279,7 +284,7 @@ def test_while_its_turn_has_not_come_a_device_sends_nothing(tmp_path, clients):
 
 
 def test_an_upload_that_stands_still_does_not_keep_others_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr(blobs, "_STALL", 0.5)
+    monkeypatch.setattr(blobs, "_TURN", 0.5)
     update = container(x=DRAW.normal(size=100_000))
     release = threading.Event()
 
@@ -300,8 +305,97 @@ def test_an_upload_that_stands_still_does_not_keep_others_waiting(tmp_path, monk
         release.set()
         stalled.join(10)
         assert isinstance(first.said[0], Unavailable)
-        assert "brought nothing for 0.5 s while 1 others wait" in str(first.said[0])
+        assert "1 others wait to upload, and this one had 0.5 s" in str(first.said[0])
         assert first.stat(ask, sha256(update)) == 1000, "and what it brought is here"
+
+
+def test_a_slow_upload_lets_others_in_between_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(blobs, "_TURN", 0.3)
+    update = container(x=DRAW.normal(size=20_000))
+    size = len(update) // 100
+
+    def slowly(begin):
+        for at in range(begin, len(update), size):
+            yield update[at : at + size]
+            time.sleep(0.02)
+
+    with (
+        serving(tmp_path, uploads=1) as address,
+        two_devices(address) as ((first, ask), (second, other)),
+    ):
+        slow = announce(first, ask, update, slowly(0))
+        until(lambda: list((tmp_path / "koinon.db.blobs").rglob("*.part")))
+        announce(second, other, update, [update]).join(10)
+        assert second.said == [True]
+        slow.join(10)
+        assert isinstance(first.said[0], Unavailable)
+        held = first.stat(ask, sha256(update))
+        assert 0 < held < len(update)
+        announce(first, ask, update, slowly(held), offset=held).join(10)
+        assert first.said[1] is True
+
+
+def test_a_newer_upload_of_a_device_ends_the_older_whether_it_waits_or_writes(tmp_path):
+    update = container(x=DRAW.normal(size=20_000))
+    release = threading.Event()
+
+    def stands_still():
+        yield update[:1000]
+        release.wait(20)
+
+    with (
+        serving(tmp_path, uploads=1) as address,
+        two_devices(address) as ((first, ask), (second, other)),
+    ):
+        older = announce(first, ask, update, stands_still())
+        until(lambda: list((tmp_path / "koinon.db.blobs").rglob("*.part")))
+        waits = announce(second, other, update, stands_still())
+        newer = announce(second, other, update, [update])
+        waits.join(10)
+        assert [str(said) for said in second.said] == ["this upload goes on in another stream"]
+        announce(first, ask, update, [update[1000:]], offset=1000).join(10)
+        newer.join(10)
+        release.set()
+        older.join(10)
+        assert sorted(map(str, first.said)) == ["True", "this upload goes on in another stream"]
+        assert second.said[1] is True
+
+
+def test_the_more_streams_there_are_the_smaller_are_their_pieces():
+    assert [blobs._share(n) for n in (0, 1, 4, 8, 16, 64, 1000)] == [
+        1 << 20, 1 << 20, 1 << 20, 1 << 19, 1 << 18, 1 << 16, 1 << 16
+    ]  # fmt: skip
+
+
+def downloading(device: Device, digest: str):
+    """(call, its pieces); the coordinator's refusal is raised as what it is."""
+    call = device._blob_call(BLOBS.DOWNLOAD, blobs_pb2.DownloadRequest(digest=digest), None)
+
+    def pieces():
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise error_of(error, device.address) from None
+
+    return call, pieces()
+
+
+def test_a_device_has_two_downloads_at_a_time(tmp_path):
+    with serving(tmp_path) as address, two_devices(address, size=4_000_000) as ((first, ask), _):
+        digest = ask.model.digest
+        under_way = [downloading(first, digest) for _ in range(2)]
+        assert all(next(pieces).data for _, pieces in under_way)
+        with pytest.raises(Unavailable, match="has 2 downloads already"):
+            next(downloading(first, digest)[1])
+        for call, _ in under_way:
+            call.cancel()
+
+        def again() -> bool:
+            with suppress(Unavailable):
+                return bool(next(downloading(first, digest)[1]).data)
+            return False
+
+        until(again)
 
 
 def test_while_nothing_comes_what_came_becomes_durable(tmp_path, monkeypatch):

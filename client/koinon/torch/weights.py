@@ -65,6 +65,10 @@ class TorchModel:
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {**self.parameters, **self._live()}
 
+    def _tensor(self, name: str) -> torch.Tensor:
+        found = self.parameters.get(name)
+        return self._module.get_buffer(name) if found is None else found
+
     def _live(self) -> dict[str, torch.Tensor]:
         """The buffers as they are in the module now."""
         return {n: self._module.get_buffer(n) for n in self._buffers}
@@ -72,18 +76,18 @@ class TorchModel:
     def read(self) -> Tensors:
         out: dict[str, Array] = {}
         for field in self.schema:
-            tensor = self._tensors()[field.name].detach().to("cpu", getattr(torch, field.dtype))
+            tensor = self._tensor(field.name).detach().to("cpu", getattr(torch, field.dtype))
             # A copy: training goes on in the tensor's own memory, and nobody may see that through this.
             out[field.name] = np.array(tensor.numpy(), copy=True)
         return Tensors(out)
 
     def values(self, name: str, offset: int) -> Array:
-        tensor = self._tensors()[name].detach().reshape(-1)[offset : offset + TILE]
+        tensor = self._tensor(name).detach().reshape(-1)[offset : offset + TILE]
         return np.asarray(tensor.to("cpu", _AS_SENT[tensor.dtype]).numpy())
 
     @torch.no_grad()
     def put(self, name: str, offset: int, values: Array) -> None:
-        tensor = self._tensors()[name]
+        tensor = self._tensor(name)
         if tensor.is_contiguous():
             tensor.view(-1)[offset : offset + values.size].copy_(torch.from_numpy(np.array(values)))
             return

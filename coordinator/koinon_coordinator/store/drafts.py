@@ -6,6 +6,7 @@ Nobody knows how large a content becomes before it is written: what stays small 
 import hashlib
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO, Protocol, Self
 
 from koinon_coordinator.store.blobs import Blobs, file_window
@@ -52,7 +53,8 @@ class WrittenContent:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None and not self._file.closed:
-            self._file.close()
+            with suppress(OSError):  # what its buffer still holds is wanted no more
+                self._file.close()
             self._folder.remove(self._path)
 
     def write(self, data: bytes) -> None:

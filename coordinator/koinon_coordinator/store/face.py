@@ -4,7 +4,7 @@ Every method is one transaction and blocks; the driver calls them from worker th
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ from sqlalchemy.exc import NoResultFound
 from koinon_coordinator.store import changes, owners, queries, schema
 from koinon_coordinator.store.blobs import Blobs
 from koinon_coordinator.store.changes import Change, Incident, ModelVersion, UpdateRow
-from koinon_coordinator.store.drafts import Draft, WrittenContent
+from koinon_coordinator.store.drafts import Content, Draft, WrittenContent
 from koinon_coordinator.store.folder import Folder, lock
 from koinon_coordinator.store.owners import Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
@@ -160,6 +160,10 @@ class Store:
     def draft(self) -> Draft:
         """A content for the next change, written piece by piece."""
         return WrittenContent(self.folder, self.blobs, self._remember)
+
+    def unpin(self, contents: Iterable[Content]) -> None:
+        """No row will name these."""
+        self.blobs.unpin(digest for digest, _, data in contents if data is None)
 
     def _remember(self, digest: str, data: bytes) -> None:
         """Keep a few small contents at hand: a round's model is read again as soon as it is written."""

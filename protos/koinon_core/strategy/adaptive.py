@@ -19,6 +19,7 @@ class FedAdam(Base):
     """m = b1 m + (1-b1) D; v = b2 v + (1-b2) D^2; w += lr m / (sqrt(v) + tau), with v starting at tau^2 and no
     bias correction: Algorithm 2 of the paper."""
 
+    elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "examples"
     lr: float = 0.1
     beta1: float = 0.9

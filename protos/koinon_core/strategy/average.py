@@ -16,6 +16,7 @@ __all__ = ["FedAvg", "FedAvgM", "FedAvgUniform"]
 class FedAvg(Base):
     """w += lr * sum(p_i delta_i), with p_i the share of examples. `lr` 1 is the paper's average of models."""
 
+    elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "examples"
     lr: float = 1.0
 
@@ -36,6 +37,7 @@ class FedAvgUniform(FedAvg):
 class FedAvgM(Base):
     """Server momentum: m = beta m + mean; w += lr m."""
 
+    elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "examples"
     lr: float = 1.0
     beta: float = 0.9

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from koinon_core.errors import UsageError
 from koinon_core.strategy.protocol import Base, State, Up, Work
@@ -16,6 +17,7 @@ class Clip(Base):
     """Scale the update by min(1, norm / |update|), with the Euclidean norm over the delta and everything that
     is averaged with it: one factor for all, so that their proportions stay."""
 
+    elementwise: ClassVar[bool] = True
     norm: float = 1.0
 
     def __post_init__(self) -> None:

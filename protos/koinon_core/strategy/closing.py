@@ -148,9 +148,8 @@ class _Tilewise:
 
 def _check_tile(state: State, shape: Shape, name: str) -> None:
     """Raise BadBlob unless a tile of the state has what the first state had."""
-    found = {f"{what}/{n}": str(a.dtype) for what, t in state.items() for n, a in t.items()}
-    wanted = {f.name: f.dtype for f in shape.state if f.name.partition("/")[2] == name}
-    if found != wanted:
+    found = {what: str(a.dtype) for what, t in state.items() for n, a in t.items() if n == name}
+    if found != shape.of_tensor.get(name, {}) or any(t.keys() - {name} for t in state.values()):
         raise BadBlob(_CHANGED)
 
 

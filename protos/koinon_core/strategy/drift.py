@@ -35,6 +35,7 @@ __all__ = ["FedProx", "Prox", "Scaffold"]
 class Prox(Base):
     """The local gradient is g + mu (y - w): training is held near the round's model w."""
 
+    elementwise: ClassVar[bool] = True
     mu: float = 0.1
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class Scaffold(Base):
     must say its population. Traffic is twice FedAvg's, both ways.
     """
 
+    elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "uniform"
     lr: float = 1.0
     option: int = 2

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 from koinon_core.errors import UsageError
 from koinon_core.schema import Schema
@@ -21,6 +22,7 @@ class FedBN(Base):
     names others. A model without any is refused.
     """
 
+    elementwise: ClassVar[bool] = True
     keys: tuple[str, ...] = ()
 
     def local(self, schema: Schema) -> frozenset[str]:

@@ -147,13 +147,14 @@ class Base:
     Set `revision` up whenever the same fields begin to mean something else: a device with another revision
     declines. `weight` is None for parts that leave the weighting to another part of the chain. `elementwise`
     promises that `init`, `down` and `server` treat every element alike, so that they may be called with any part of a
-    tensor, flattened: the coordinator then never holds more than a tile, however large the model is.
+    tensor, flattened: the coordinator then never holds more than a tile, however large the model is. Without that
+    promise they get whole tensors, and all of them at once.
     """
 
     revision: ClassVar[int] = 1
     weight: ClassVar[Weight | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
-    elementwise: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = False
 
     def local(self, schema: Schema) -> frozenset[str]:
         """Names that never leave the device."""

@@ -1,24 +1,25 @@
 """What a strategy keeps for a model, without making it: the schemas of its state and of what devices get of it.
 
-A strategy that promises to treat every element alike (`elementwise`) is asked with one element a tensor, so that nobody
-holds a whole state who only wants to know its shape.
+A strategy that promises to treat every element alike (`elementwise`) is asked with two elements a tensor, so that
+nobody holds a whole state who only wants to know its shape.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from koinon_core.schema import Field, Schema
 from koinon_core.strategy.protocol import State, Strategy
-from koinon_core.tensors import Array, Tensors
+from koinon_core.tensors import Tensors
 from koinon_core.tiles import Sink, Source, gather, spans
 from koinon_core.update import Layout, pack_state, state_schema
 
 __all__ = ["Shape", "begin", "shape_of", "state_tile"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shape:
     """The schemas of a strategy's state and of its part for devices, as `NAME/TENSOR`. `tilewise` says that the
     server half may be called tile by tile."""
@@ -27,13 +28,27 @@ class Shape:
     down: Schema
     tilewise: bool
 
+    @cached_property
+    def of_tensor(self) -> Mapping[str, Mapping[str, str]]:
+        """Of every parameter, the parts of the state that have it, with their dtypes."""
+        parts: dict[str, dict[str, str]] = {}
+        for f in self.state:
+            what, _, name = f.name.partition("/")
+            parts.setdefault(name, {})[what] = f.dtype
+        return parts
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """All parts of the state."""
+        return tuple(dict.fromkeys(f.name.partition("/")[0] for f in self.state))
+
 
 def shape_of(strategy: Strategy, layout: Layout, population: int) -> Shape:
     """The shape of what `strategy` keeps for the parameters of `layout`."""
     if strategy.elementwise:
-        one = Tensors({f.name: np.ones(1, dtype=f.dtype) for f in layout.params})
-        state = strategy.init(one, population)
-        if all(t.keys() <= one.keys() and all(a.shape == (1,) for a in t.values()) for t in state.values()):
+        two = Tensors({f.name: np.ones(2, dtype=f.dtype) for f in layout.params})
+        state = strategy.init(two, population)
+        if all(t.keys() <= two.keys() and all(a.shape == (2,) for a in t.values()) for t in state.values()):
             down = strategy.down(state)
             return Shape(_grown(state, layout.params), _grown(down, layout.params), tilewise=True)
     state = strategy.init(layout.params.zeros(), population)
@@ -41,7 +56,7 @@ def shape_of(strategy: Strategy, layout: Layout, population: int) -> Shape:
 
 
 def _grown(state: State, params: Schema) -> Schema:
-    """The schema of a state of one element a tensor, for tensors of their full size."""
+    """The schema of a state of two elements a tensor, for tensors of their full size."""
     return Schema(
         tuple(replace(f, shape=params.by_name[f.name.partition("/")[2]].shape) for f in state_schema(state))
     )
@@ -65,14 +80,10 @@ def begin(
 
 def state_tile(shape: Shape, source: Source, name: str, offset: int) -> State:
     """The tile of one parameter in every part of a state."""
-    return _by_part(shape.state, name, lambda full: source.values(full, offset))
-
-
-def _by_part(schema: Schema, name: str, values: Callable[[str], Array]) -> State:
-    parts: dict[str, Mapping[str, Array]] = {f.name.partition("/")[0]: {} for f in schema}
+    mine = shape.of_tensor.get(name, {})
     return {
-        what: Tensors({name: values(f"{what}/{name}")} if f"{what}/{name}" in schema.by_name else {})
-        for what in parts
+        what: Tensors({name: source.values(f"{what}/{name}", offset)} if what in mine else {})
+        for what in shape.parts
     }
 
 

@@ -64,11 +64,13 @@ class StatRequest(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class StatResponse(_message.Message):
-    __slots__ = ("offset", "complete", "turns")
+    __slots__ = ("offset", "complete", "turns", "most")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     TURNS_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
     offset: int
     complete: bool
     turns: bool
-    def __init__(self, offset: _Optional[int] = ..., complete: bool = ..., turns: bool = ...) -> None: ...
+    most: int
+    def __init__(self, offset: _Optional[int] = ..., complete: bool = ..., turns: bool = ..., most: _Optional[int] = ...) -> None: ...
