@@ -1,9 +1,13 @@
 """A turn of the ledger: what is said of it, and what becomes of an item that cannot be stored."""
 
+import resource
+import signal
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
+from koinon import FedAvgM
 from koinon_coordinator.ledger import Item
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.store import Store, Superseded
@@ -219,3 +223,48 @@ def test_a_device_that_takes_nothing_of_what_it_asks_for_is_cut_off():
     queued = [connection.outbox.get_nowait() for _ in range(connection.outbox.qsize())]
     assert None in queued, "the stream ends"
     assert len([m for m in queued if m]) == 64
+
+
+def test_a_disk_that_fails_while_a_model_is_written_keeps_the_round_and_leaves_nothing_behind(tmp_path):
+    with closing(Store(f"sqlite:///{tmp_path / 'koinon.db'}")) as store:
+        lab = Lab.create(store, size=600_000)
+        lab.open()
+        told(lab, *(answered(lab, name) for name in lab.names))
+        before = {path for path in store.folder.root.rglob("*") if path.is_file()}
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (1_500_000, limits[1])
+        )  # a write beyond it fails, as on a full disk
+        try:
+            with pytest.raises(StoreError, match="File too large"):
+                told(lab)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert lab.ledger.folding, "the round waits for room"
+        assert {path for path in store.folder.root.rglob("*") if path.is_file()} == before
+        told(lab)
+        assert lab.run.closed == 1
+        assert not +store.blobs._pinned
+
+
+def test_contents_of_a_close_that_failed_are_let_go(tmp_path, monkeypatch):
+    """A pin that stays would keep its file until the next start."""
+    with closing(Store(f"sqlite:///{tmp_path / 'koinon.db'}")) as store:
+        lab = Lab.create(store, size=60_000, strategy=FedAvgM())
+        lab.open()
+        take, calls = store.blobs.take, []
+
+        def second_fails(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise StoreError("the disk is full")
+            return take(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.blobs, "take", second_fails)
+            with pytest.raises(StoreError, match="full"):
+                told(lab, *(answered(lab, name) for name in lab.names))
+        assert len(calls) == 2
+        assert not +store.blobs._pinned
