@@ -1,7 +1,7 @@
 # make demo   sets up and runs the main job        make test   sets up and runs every check and test
 # make check  formatting, types, floors, stubs     make bench  the figures
 # make proto  the stubs anew                       make oldest the tests on the oldest libraries we allow
-# make soak   a million rounds with faults, and a kill at every commit: hours
+# make soak   a million rounds with faults, a kill at every commit, a million spoiled inputs: hours
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -67,6 +67,7 @@ soak: $(VENV)/.dev
 	$(BIN)/pytest tests/soak/kill.py -s
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests/core tests/coordinator/test_collecting.py tests/client/test_outbox.py --timeout 7200
 	$(BIN)/python -m tests.soak.resume
+	$(BIN)/python -m tests.soak.fuzz
 
 proto: $(PROTO_VENV)/.ready
 	PROTO_PYTHON=$(abspath $(PROTO_VENV))/bin/python sh deploy/protos.sh
