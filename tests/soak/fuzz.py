@@ -1,4 +1,4 @@
-"""`python -m tests.soak.fuzz [--executions N] [--seed S]`: honest payloads and containers, spoiled at random, at every decoder.
+"""`python -m tests.soak.fuzz [--executions N] [--seed S]`: spoiled payloads and containers at every decoder.
 
 Whatever the bytes are, a decoder gives a tile of the right shape or BadBlob, in 50 ms, with twice the memory that the
 schema permits. The first one that does not is printed, with what makes it again.
