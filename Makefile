@@ -53,7 +53,7 @@ test: check
 oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python $(PIP) 'grpcio==1.74.*' 'protobuf==6.31.*' 'numpy==2.0.*' 'sqlalchemy==2.0.40' \
-	  'alembic==1.14.*' 'zstandard==0.23.*' 'safetensors==0.5.*' 'rich==13.9.*' 'typer==0.15.*' \
+	  'alembic==1.14.*' 'cryptography==43.*' 'zstandard==0.23.*' 'safetensors==0.5.*' 'rich==13.9.*' 'typer==0.15.*' \
 	  'structlog==24.4.*' 'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.120'
 	.venv-oldest/bin/python $(PIP) --no-deps -e .
 	.venv-oldest/bin/pytest tests/core tests/coordinator tests/edge tests/client/test_simulate.py \

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("round", "cold", "durability", "transfer", "accuracy")
+BENCHES = ("round", "cold", "durability", "codec", "transfer", "memory", "ring", "accuracy")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ do not count. The run is created over the wire too, and its model is read and wr
 coordinator_peak_mb_N        the most, with 100 MB of parameters and N devices
 coordinator_peak_mb_400mb_4  the same with 400 MB and 4 devices
 spread                       the largest of the first three to the smallest
+device_beyond_its_copy_mb    what a device with 100 MB in a torch module needs beyond `import torch` and the module
 """
 
 import os
@@ -70,6 +71,26 @@ def peak(megabytes: int, devices: int, rounds: int, codec: str) -> tuple[float, 
         return watched.most, idle
 
 
+def device(megabytes: int, rounds: int) -> float:
+    """MB that a device needs beside torch and its own copy of the model."""
+    parameters = megabytes * 1_000_000 // 4
+    with coordinator() as (address, _):
+        koinon.Run(
+            "bench", model={"weight": np.zeros((parameters // 1000, 1000), np.float32)}, rounds=rounds,
+            min_clients=1, clients=1, max_examples=16, evaluate=False,
+        ).create(address)  # fmt: skip
+        command = [
+            sys.executable,
+            Path(__file__).with_name("torch_device.py"),
+            address,
+            "bench",
+            str(parameters),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        told = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+        return float(told.stdout)
+
+
 def main() -> None:
     given = arguments(__doc__ or "", rounds=2)
     figures, peaks = {}, []
@@ -81,6 +102,7 @@ def main() -> None:
     for codec in ("raw", "balanced"):
         most, idle = peak(400, 4, given.rounds, codec)
         figures[f"coordinator_peak_mb_400mb_4_{codec}"] = figure([most], "MB", 400)
+    figures["device_beyond_its_copy_mb"] = figure([device(100, given.rounds)], "MB", 100)
     figures["idle_mb"] = figure([idle], "MB")
     report("memory", figures, given.json)
 
