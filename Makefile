@@ -46,8 +46,9 @@ check: $(VENV)/.dev $(PROTO_VENV)/.ready
 	$(BIN)/lint-imports
 	PROTO_PYTHON=$(abspath $(PROTO_VENV))/bin/python sh deploy/protos.sh --check
 
+# A file of tests stays with one process: what its tests share is made once.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The other end of our ranges: everything but torch, as old as pyproject.toml allows.
 oldest:

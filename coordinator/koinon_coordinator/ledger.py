@@ -361,6 +361,11 @@ class Ledger:
             )  # fmt: skip
         except StoreError:
             raise
+        except MemoryError as error:
+            # Of this machine, like a full disk: the round is not at fault, and waits.
+            raise StoreError(
+                f"there is not enough memory to sum round {number}; give the coordinator more, or end other programs"
+            ) from error
         except Exception as error:
             if not isinstance(error, KoinonError):  # a strategy of the owner's own may fail in any way
                 self._log.exception("the strategy failed", round=number)

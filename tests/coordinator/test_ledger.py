@@ -268,3 +268,17 @@ def test_contents_of_a_close_that_failed_are_let_go(tmp_path, monkeypatch):
                 told(lab, *(answered(lab, name) for name in lab.names))
         assert len(calls) == 2
         assert not +store.blobs._pinned
+
+
+def test_a_sum_for_which_there_is_no_memory_waits(lab, monkeypatch):
+    lab.open()
+    items = [answered(lab, name) for name in lab.names]
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.store, "draft", full)
+        with pytest.raises(StoreError, match="not enough memory to sum round 1"):
+            told(lab, *items)
+    assert ("c1", "COUNTED", 1) in told(lab, *items)
