@@ -89,7 +89,7 @@ REFUSED = [
       ("", "-a", ".a", "a b", "a/b", "../a", "a\n", "é", "a" * 65)),
     # plain values
     ({"config": {"x": math.nan}}, r"the run's \[config\] must hold plain values"),
-    ({"config": {"x": object()}}, r"the run's \[config\] must hold plain values"),
+    ({"config": {"x": object}}, r"the run's \[config\] must hold plain values"),
     ({"config": {"x": "\ud800"}}, r"the run's \[config\] must hold plain values"),
     ({"strategy": {"lr": math.inf}}, r"the run's \[strategy\] must hold plain values"),
     ({"schema": [["\ud800", [1], "float32", "param"]]}, r"the run's \[schema\] must hold plain values"),
