@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from koinon.outbox.files import sync
 from koinon_core.blob import Blob
 from koinon_core.errors import BadBlob, StoreError
 
@@ -99,7 +100,7 @@ class InFile:
             with _disk(self._part):
                 os.fdatasync(self._file.fileno())
                 if not self._synced:
-                    _sync_folder(self._part.parent)
+                    sync(self._part.parent)
             self._synced = self.offset
         self._synced_at = time.monotonic()
 
@@ -110,7 +111,7 @@ class InFile:
             _check(self._hash.hexdigest(), digest)
             os.fsync(self._file.fileno())
             self._part.rename(self._into)
-            _sync_folder(self._into.parent)
+            sync(self._into.parent)
         return file_blob(self._into, digest, self.offset)
 
     def close(self) -> None:
@@ -158,15 +159,6 @@ def _check(found: str, digest: str) -> None:
         raise BadBlob(
             "what the coordinator sent is not what its digest says; the link or its disk is damaged"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager
