@@ -83,9 +83,6 @@ class _Looked:
         self._digest.update(data)
         self._size += len(data)
 
-    def written(self) -> tuple[Window, int]:
-        raise NotImplementedError("nothing of it is kept")
-
     def finish(self) -> Content:
         return self._digest.hexdigest(), self._size, None
 

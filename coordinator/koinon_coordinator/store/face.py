@@ -16,7 +16,7 @@ from sqlalchemy.exc import NoResultFound
 from koinon_coordinator.store import changes, owners, queries, schema
 from koinon_coordinator.store.blobs import Blobs
 from koinon_coordinator.store.changes import Change, Incident, ModelVersion, UpdateRow
-from koinon_coordinator.store.drafts import Content, Draft, WrittenContent
+from koinon_coordinator.store.drafts import Content, WrittenContent
 from koinon_coordinator.store.folder import Folder, lock
 from koinon_coordinator.store.owners import Held
 from koinon_coordinator.store.queries import RoundRow, RunRow
@@ -157,7 +157,7 @@ class Store:
             return digest, len(data), data
         return self.blobs.put(data), len(data), None
 
-    def draft(self) -> Draft:
+    def draft(self) -> WrittenContent:
         """A content for the next change, written piece by piece."""
         return WrittenContent(self.folder, self.blobs, self._remember)
 
