@@ -12,6 +12,7 @@ import pytest
 from koinon_coordinator.service.receiving import Receiving
 from koinon_coordinator.store import Part
 from koinon_coordinator.store.blobs import Blobs
+from koinon_coordinator.store.drafts import WrittenContent
 from koinon_coordinator.store.folder import Folder
 from koinon_coordinator.store.incoming import Incoming
 from koinon_coordinator.store.uploads import Uploads
@@ -21,6 +22,15 @@ from koinon_core.errors import BadBlob, StoreError, Unavailable
 from lab import files, raising
 
 C0, C1 = Part("r", 1, "c0"), Part("r", 1, "c1")
+
+
+class Put(Blobs):
+    """Blobs, into which all of a content is put at once, however small it is."""
+
+    def put(self, data: bytes) -> str:
+        with WrittenContent(self._folder, self, lambda digest, data: None, inline=0) as draft:
+            draft.write(data)
+            return draft.finish()[0]
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def uploads(folder):
 
 @pytest.fixture
 def blobs(folder):
-    return Blobs(folder)
+    return Put(folder)
 
 
 def counted(folder):
@@ -367,6 +377,7 @@ import os, resource, sys
 from pathlib import Path
 from koinon_coordinator.store import Part
 from koinon_coordinator.store.blobs import Blobs
+from koinon_coordinator.store.drafts import WrittenContent
 from koinon_coordinator.store.folder import Folder
 from koinon_coordinator.store.uploads import Uploads
 from koinon_core.canonical import sha256
@@ -374,12 +385,18 @@ from koinon_core.errors import StoreError
 
 folder = Folder(Path(sys.argv[1]))
 blobs, uploads = Blobs(folder), Uploads(folder)
-first = blobs.put(bytes(60_000))
+
+def put(data):
+    with WrittenContent(folder, blobs, lambda digest, data: None) as draft:
+        draft.write(data)
+        return draft.finish()[0]
+
+first = put(bytes(80_000))
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 data = os.urandom(200_000)
 part = Part("r", 1, "c0")
-for attempt in (blobs.put, lambda data: uploads.receive(part, sha256(data), 200_000).write(data)):
+for attempt in (put, lambda data: uploads.receive(part, sha256(data), 200_000).write(data)):
     try:
         attempt(data)
     except StoreError as error:
@@ -387,9 +404,9 @@ for attempt in (blobs.put, lambda data: uploads.receive(part, sha256(data), 200_
 there = {p.name: p.stat().st_size for p in folder.root.rglob("*") if p.is_file()}
 assert folder.used == sum(there.values()), (folder.used, there)
 assert uploads.received(part, sha256(data)) == 100_000
-assert blobs.window(first)(0, 100_000) == bytes(60_000)
+assert blobs.window(first)(0, 100_000) == bytes(80_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-assert blobs.window(blobs.put(data))(0, 200_000) == data
+assert blobs.window(put(data))(0, 200_000) == data
 with uploads.receive(part, sha256(data), 200_000) as rest:
     rest.write(data[rest.offset:])
     rest.finish()

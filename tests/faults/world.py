@@ -18,7 +18,7 @@ import structlog
 import koinon
 from koinon.outbox import updates
 from koinon_coordinator import ledger
-from koinon_coordinator.store import drafts, face
+from koinon_coordinator.store import drafts
 from koinon_core import codec, failpoints
 from koinon_core.blob import Blob
 from koinon_core.errors import StoreError
@@ -283,7 +283,7 @@ class World:
             undone.callback(self._end)
             undone.callback(failpoints.disarm)
             if self.files:
-                for module in (face, drafts, updates):
+                for module in (drafts, updates):
                     undone.enter_context(patch.object(module, "INLINE", 0))
             if self.slow_sums:
                 undone.enter_context(patch.object(ledger, "_QUICK", 0))

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from koinon_coordinator.store.folder import Folder, disk, name_file, sync_folder
-from koinon_coordinator.store.incoming import Incoming
-from koinon_core.canonical import sha256
 from koinon_core.codec import Window
 from koinon_core.errors import BadBlob, StoreError
 
@@ -51,45 +49,9 @@ class Blobs:
     def has(self, digest: str) -> bool:
         return self.path(digest).exists()
 
-    def put(self, data: bytes) -> str:
-        """Make `data` durable; returns its digest, pinned until it is given to `unpin`. StoreError, and nothing of it
-        kept, if there is no room."""
-        digest = sha256(data)
-        path = self.path(digest)
-        with self._guard:
-            self._pinned[digest] += 1
-            there = path.exists()
-        try:
-            if there:
-                # Whoever named it may be about to sync the folder, or may have failed to.
-                with disk(path):
-                    sync_folder(path.parent)
-                    sync_folder(self._folder.root)
-            else:
-                self._write(path, digest, data)
-        except StoreError:
-            self.unpin([digest])
-            raise
-        return digest
-
-    def _write(self, path: Path, digest: str, data: bytes) -> None:
-        self._folder.make_room(len(data))
-        # Two threads may put the same bytes at once.
-        partial = path.with_suffix(f".{threading.get_ident()}")
-        self._folder.remove(partial)
-        with disk(path):
-            path.parent.mkdir(exist_ok=True)
-        try:
-            with Incoming(self._folder, partial, path, digest, len(data)) as incoming:
-                incoming.write(data)
-                incoming.finish()
-        except StoreError:
-            self._folder.remove(partial)  # half a blob is of no use, and on a full disk it is in the way
-            raise
-
     def take(self, partial: Path, file: BinaryIO, digest: str) -> None:
-        """A written file becomes the blob `digest`, which its bytes must have; pinned like what is put. The file is
-        closed."""
+        """A written file becomes the blob `digest`, which its bytes must have; pinned until it is given to `unpin`.
+        The file is closed."""
         path = self.path(digest)
         with self._guard:
             self._pinned[digest] += 1

@@ -18,9 +18,6 @@ __all__ = ["Content", "Draft", "Drafts", "WrittenContent"]
 
 Content = tuple[str, int, bytes | None]
 """Digest, size, and the bytes where they are small; else they are a blob, pinned until a row names it."""
-_ROOM = (
-    1 << 16
-)  # bytes for which room is made at a time: asking costs a call, and what is asked for must be free
 
 
 class Draft(Protocol):
@@ -38,13 +35,20 @@ Drafts = Callable[[], Draft]
 class WrittenContent:
     """A draft that becomes durable. `remember` is told of a small one."""
 
-    def __init__(self, folder: Folder, blobs: Blobs, remember: Callable[[str, bytes], object]):
+    def __init__(
+        self,
+        folder: Folder,
+        blobs: Blobs,
+        remember: Callable[[str, bytes], object],
+        inline: int | None = None,
+    ):
+        self._inline = INLINE if inline is None else inline
         self._folder, self._blobs, self._remember = folder, blobs, remember
         self._small: list[bytes] = []
         self._digest = hashlib.sha256()
         self._path = folder.root / "partial" / uuid.uuid4().hex
         self._file: BinaryIO | None = None
-        self._room = 0
+        self._noted = 0
         self.size = 0
 
     def __enter__(self) -> Self:
@@ -54,12 +58,15 @@ class WrittenContent:
         if self._file is not None and not self._file.closed:
             with suppress(OSError):  # what its buffer still holds is wanted no more
                 self._file.close()
+            # What its buffer held was counted, and is in no file that could be counted off.
+            with disk(self._path):
+                self._folder.note(self._path.stat().st_size - self._noted)
             self._folder.remove(self._path)
 
     def write(self, data: bytes) -> None:
         self._digest.update(data)
         self.size += len(data)
-        if self._file is None and self.size <= INLINE:
+        if self._file is None and self.size <= self._inline:
             self._small.append(data)
             return
         with disk(self._path):
@@ -71,12 +78,10 @@ class WrittenContent:
 
     def _take(self, data: bytes) -> None:
         assert self._file is not None
-        if len(data) > self._room:
-            self._room = max(_ROOM, len(data))
-            self._folder.make_room(self._room)
-        self._room -= len(data)
+        self._folder.make_room(len(data))
         self._file.write(data)
         self._folder.note(len(data))
+        self._noted += len(data)
 
     def written(self) -> tuple[Window, int]:
         """(reader, size) of what is written so far, for who only wants to look at it."""

@@ -29,7 +29,6 @@ from koinon_core.errors import Conflict, NotFound, StoreError
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
 from koinon_core.round.events import Event
-from koinon_core.wire.convert import INLINE
 
 __all__ = ["Store"]
 
@@ -149,13 +148,11 @@ class Store:
     def see_device(self, name: str, version: str, at: float) -> None:
         self.database.write("see device", partial(changes.see_device, name=name, version=version, at=at))
 
-    def put(self, data: bytes) -> tuple[str, int, bytes | None]:
+    def put(self, data: bytes) -> Content:
         """`data` as a content for the next change; if it is large it is made durable as a blob now."""
-        if len(data) <= INLINE:
-            digest = sha256(data)
-            self._remember(digest, data)
-            return digest, len(data), data
-        return self.blobs.put(data), len(data), None
+        with self.draft() as draft:
+            draft.write(data)
+            return draft.finish()
 
     def draft(self) -> WrittenContent:
         """A content for the next change, written piece by piece."""
