@@ -11,11 +11,12 @@
     |       `-- BadBlob                ... by these bytes: truncated, oversized, not what was declared
     |-- RoundAborted                   a round ended without a model; carries the reason by name
     |-- RunEnded                       the run is over (finished, cancelled, failed)
+    |-- Denied                         who asked is not known here, or may not do that
     |-- Unavailable                    nobody answers; trying again may help
     `-- StoreError                     the run database or its blobs cannot be used as they are
 
 Each class has a stable `code` (for programs) and an `exit` (for shells): 1 failed, 2 usage, 3 not found,
-5 unavailable, 6 a round or run ended without its quorum.
+4 not allowed, 5 unavailable, 6 a round or run ended without its quorum.
 """
 
 from typing import ClassVar
@@ -24,6 +25,7 @@ __all__ = [
     "BadBlob",
     "BadUpdate",
     "Conflict",
+    "Denied",
     "KoinonError",
     "LocalProtocolError",
     "NotFound",
@@ -90,6 +92,11 @@ class RunEnded(KoinonError):
     exit = 6
 
 
+class Denied(KoinonError):
+    code = "DENIED"
+    exit = 4
+
+
 class Unavailable(KoinonError):
     code = "UNAVAILABLE"
     exit = 5
@@ -103,7 +110,7 @@ _BY_CODE = {
     kind.code: kind
     for kind in (
         KoinonError, UsageError, NotFound, Conflict, ProtocolError, LocalProtocolError, BadUpdate,
-        RemoteProtocolError, BadBlob, RoundAborted, RunEnded, Unavailable, StoreError,
+        RemoteProtocolError, BadBlob, RoundAborted, RunEnded, Denied, Unavailable, StoreError,
     )
 }  # fmt: skip
 

@@ -27,13 +27,14 @@ def genesis(spec: bytes, model: str, state: str) -> str:
 
 
 def facts_of(r: Round) -> dict[str, Any]:
-    """What a round that is over added to its run."""
+    """What a round that is over added to its run. Of a masked update the digest says nothing: its masks are others in
+    every attempt, and the sum is the same."""
     accepted = r.accepted
     return {
         "round": r.terms.round,
         "kind": r.terms.kind,
         "outcome": r.stage,
-        "accepted": [[client, r.update.heard[client]] for client in accepted],
+        "accepted": [[client, "" if r.secure else r.update.heard[client]] for client in accepted],
         "sum": r.made.sum,
         "model": r.made.model,
         "state": r.made.state,
@@ -70,13 +71,16 @@ class Standing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
     """What a device remembers of a run: the last round that it was asked in with its incarnation, the head that the
-    round stood on, the run's recoveries, and the highest epoch of an owner that it heard."""
+    round stood on, the run's recoveries, and the highest epoch of an owner that it heard. `aggregation` is how the run
+    was when the device first heard of it, and never changes; `done` the last round whose update was dropped."""
 
     round: int = 0
     incarnation: str = ""
     head: str = ""
     recovery: int = 0
     epoch: int = 0
+    aggregation: str = ""
+    done: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,7 +94,7 @@ class Pin:
         """The pin after being asked in these terms."""
         return replace(
             self, round=terms.round, incarnation=terms.incarnation, head=terms.head, recovery=terms.recovery,
-            epoch=max(self.epoch, epoch),
+            epoch=max(self.epoch, epoch), aggregation=self.aggregation or terms.aggregation,
         )  # fmt: skip
 
 

@@ -10,7 +10,8 @@
     count     integers                                max         lossless, where the run's is lossy
 
 `mean` is the weighted mean of changes; `max` the largest value; `equal` is what all must have alike, so that an update
-that differs is refused; `local` stays on the device.
+that differs is refused; `local` stays on the device. A secure run only adds: integers stay local there, unless they
+are said to be equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -107,16 +108,20 @@ def label_of(field: Field, extra: str = "") -> str:
 
 
 def how(
-    name: str, field: Field, sections: Sequence[Section], codec: str, bound: float, *, extra: str = ""
-) -> How:
+    name: str, field: Field, sections: Sequence[Section], codec: str, bound: float, *, extra: str = "",
+    secure: bool = False,
+) -> How:  # fmt: skip
     """How the section `name`, which is about the model's `field`, travels in a run with this `codec` and `bound`.
-    `extra` is what it is beside the delta. UsageError where the run's config asks for what cannot be."""
+    `extra` is what it is beside the delta; a `secure` run cannot know the largest of values. UsageError where the
+    run's config asks for what cannot be."""
     kind = "extra" if extra else kind_of(field)
     label = label_of(field, extra)
     said = next((s for s in sections if fnmatchcase(label, s.match)), None)
     trained = kind in _TRAINED
     lossless_here = not trained and not codecs.by_name(codec).exact
     rule: Rule = "mean" if trained else field.rule
+    if secure and rule == "max":
+        rule = "local"
     chosen, largest = "lossless" if lossless_here else codec, bound if kind in _CHANGED else max(bound, _WIDE)
     if said is not None:
         rule, chosen, largest = said.rule or rule, said.codec or chosen, said.bound or largest

@@ -10,15 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 
 from koinon_core import codecs
 from koinon_core.canonical import canonical, digest_of
 from koinon_core.errors import UsageError
 from koinon_core.fold import grid_for
-from koinon_core.round.terms import Aggregation
+from koinon_core.round.terms import Aggregation, Kind
 from koinon_core.schema import Schema
 from koinon_core.sections import Section
+from koinon_core.secure import rules
+from koinon_core.secure.agreement import ETA, SIGMA, Agreement, Keys
+from koinon_core.secure.levels import level_of
+from koinon_core.secure.parts import by_examples, parts_of
+from koinon_core.secure.sizing import Tuning, ring_of
 from koinon_core.strategy import recipe
 from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.update import Layout, layout_of
@@ -36,7 +41,7 @@ class RunSpec:
     strategy        recipe, as koinon_core.strategy.dump gives it
     schema          the model's, as JSON
     rounds          rounds that make a model; abandoned ones do not count
-    min_clients     the quorum: no sum over fewer devices
+    min_clients     the quorum: no sum over fewer devices. Secure: 3 where nothing is said
     clients         devices whose updates a round waits for; None: all that are attached when it opens, and in the
                     first round all that come within join_wait
     max_clients     the most devices a round may have where `clients` is not set (the exact sum is sized for it)
@@ -44,21 +49,31 @@ class RunSpec:
     join_wait       how long a round waits for `clients` once `min_clients` have joined
     deadline        how long it waits for updates
     lease           how long a device may be silent
+    aggregation     "secure": the coordinator sees only the sum of updates (koinon_core.secagg); "open": every one
+    groups          secure: how many sums a round has, of at least `min_clients` each
     codec           how updates are encoded (koinon_core.codecs): "raw", "lossless", "fine", "balanced", "compact",
-    "thin" sections        what differs for some tensors: tables of match (`stat/*`, `param/*.bias`), codec, rule and
-    bound
+                    "thin"; secure (koinon_core.secure.levels): "balanced", "fine", "compact", "exact"
+    sections        what differs for some tensors: tables of match (`stat/*`, `param/*.bias`), codec, rule and bound
                     (koinon_core.sections)
     downlink        "delta": a device that holds an older model gets the lossless difference where that is smaller;
                     "snapshot": always the whole model
-    max_examples    the largest weight of one device
+    max_examples    the largest weight of one device; secure: more examples count as so many, and 65536 where nothing is
+                    said
     bound           the largest |change| of a parameter
     population      all devices of the federation, for strategies that need it
     patience        abandoned rounds in a row after which the run fails
     evaluate        whether the last model is evaluated by the devices too
     retention       how long updates, and the states that are needed to sum them again, are kept after their round:
-                    "keep", "none", or "N rounds" (evaluations and abandoned rounds are rounds too)
+                    "keep", "none", or "N rounds" (evaluations and abandoned rounds are rounds too). Secure: "none"
     models          the same for models; the newest is always kept
     config          the owner's own settings, handed to the devices as `task.config`
+    keys            secure: exchanged by devices that have finished ("ready"), or before they train ("early")
+    attempts        secure: how often a sum is tried in one round
+    gamma, delta    secure: the share of devices that may be corrupt, and that may drop out after keys are exchanged
+    hardened        secure: every device shares its secrets with every other
+    phase           secure: how long each of the short collections lasts
+    clip            secure: the largest Euclidean norm of a device's change; a longer one is scaled down to it
+    metrics         secure: the names of the metrics that are summed; others stay on the device
     """
 
     name: str
@@ -72,7 +87,7 @@ class RunSpec:
     join_wait: float = 2.0
     deadline: float = 600.0
     lease: float = 60.0
-    aggregation: Aggregation = "open"
+    aggregation: Aggregation = "secure"
     groups: int = 1
     codec: str = "balanced"
     sections: tuple[Mapping[str, Any], ...] = ()
@@ -86,6 +101,14 @@ class RunSpec:
     models: str = "keep"
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    keys: str = "ready"
+    attempts: int = 3
+    gamma: float = 0.05
+    delta: float = 0.10
+    hardened: bool = False
+    phase: float = 30.0
+    clip: float = 16.0
+    metrics: tuple[str, ...] = ("loss", "accuracy")
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -95,29 +118,38 @@ class RunSpec:
                 raise UsageError(f"{each.name} = {value!r} in the run's config must be {kind}")
             if isinstance(value, int) and abs(value) >= 1 << 63:
                 raise UsageError(f"{each.name} in the run's config has more than 63 bits")
+        if self.secure:
+            rules.check_fewest(self)
         self._check_numbers()
         if not _NAME.fullmatch(self.name):
             raise UsageError(
                 f"a run cannot be called {self.name!r}: use letters, digits, '.', '_' and '-', at most 64 of them"
             )
-        codecs.by_name(self.codec)
+        if self.aggregation not in get_args(Aggregation):
+            raise UsageError(
+                f"aggregation = {self.aggregation!r} must be {' or '.join(get_args(Aggregation))}"
+            )
+        if not self.secure:
+            codecs.by_name(self.codec)
         if not isinstance(self.sections, tuple | list):
             raise UsageError("the run's sections must be tables: [[sections]] with match = '...' in each")
         # Not cached_property: what is wrong with them is said when the run is submitted.
         object.__setattr__(
             self, "sections", tuple(dict(s) if isinstance(s, Mapping) else s for s in self.sections)
         )
-        _ = [Section.make(table) for table in self.sections]
+        if not isinstance(self.metrics, tuple | list):
+            raise UsageError("the run's metrics must be a list of names")
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        sections = [Section.make(table) for table in self.sections]
         if self.downlink not in ("delta", "snapshot"):
             raise UsageError(f"downlink = {self.downlink!r} must be 'delta' or 'snapshot'")
         for name in ("retention", "models"):
             _rounds_kept(name, getattr(self, name))
-        if self.aggregation != "open":
-            raise UsageError(
-                f"aggregation {self.aggregation!r} is not in this version; use 'open', on a network and a "
-                "coordinator that you trust with single updates"
-            )
-        if self.groups != 1:
+        if self.secure:
+            if self.retention == _LATER["retention"]:  # nothing was said
+                object.__setattr__(self, "retention", "none")
+            rules.check_settings(self, sections)
+        elif self.groups != 1:
             raise UsageError("an open round has one group; groups belong to secure aggregation")
         if not isinstance(self.config, Mapping):
             raise UsageError(f"the run's [config] must be a table, not {type(self.config).__name__}")
@@ -130,7 +162,7 @@ class RunSpec:
     def _check_numbers(self) -> None:
         at_least = {
             "rounds": 1, "min_clients": 1, "max_clients": 1, "max_examples": 1, "patience": 1, "seed": 0,
-            "over_selection": 1, "join_wait": 0,
+            "over_selection": 1, "join_wait": 0, "groups": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -138,6 +170,7 @@ class RunSpec:
         for name in ("over_selection", "join_wait"):
             if not math.isfinite(getattr(self, name)):
                 raise UsageError(f"{name} must be a finite number, it is {getattr(self, name)}")
+        rules.check_numbers(self)
         for name in ("deadline", "lease", "bound"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -156,6 +189,16 @@ class RunSpec:
             )
         if self.devices < self.min_clients:
             raise UsageError(f"max_clients = {self.max_clients} is below min_clients = {self.min_clients}")
+
+    @property
+    def secure(self) -> bool:
+        """Whether only sums of updates are seen."""
+        return self.aggregation == "secure"
+
+    @property
+    def quorum(self) -> int:
+        """The fewest devices with which a round goes on: min_clients in every group."""
+        return self.min_clients * self.groups
 
     @property
     def devices(self) -> int:
@@ -185,7 +228,7 @@ class RunSpec:
     @property
     def snapshots(self) -> str:
         """The codec of whole models: lossless as the run's is, or packed."""
-        return self.codec if codecs.by_name(self.codec).exact else "lossless"
+        return "lossless" if self.secure or not codecs.by_name(self.codec).exact else self.codec
 
     @cached_property
     def grid(self) -> int:
@@ -213,9 +256,40 @@ class RunSpec:
             raise UsageError(
                 f"population = {self.population} is smaller than a round's {self.devices} devices"
             )
-        return strategy, layout_of(
-            self.model, strategy, [Section.make(table) for table in self.sections], codec=self.codec,
-            bound=self.bound, grid=self.grid_of,
+        layout = layout_of(
+            self.model, strategy, [Section.make(table) for table in self.sections],
+            codec="raw" if self.secure else self.codec, bound=self.bound, grid=self.grid_of, secure=self.secure,
+        )  # fmt: skip
+        if self.secure:
+            rules.check_strategy(strategy, self.codec)
+            for kind in get_args(Kind):
+                self._agreement(strategy, layout, kind, None, self.devices)
+        return strategy, layout
+
+    def secure_terms(self, kind: Kind, tuning: str = "", invited: int | None = None) -> dict[str, Any]:
+        """What a secure round's terms say beside those of an open one (koinon_core.secure.agreement). `tuning` is what
+        the closing of the last round gave ("": this one is wide), `invited` how many devices its sum may have
+        (None: the most that any round of this run has)."""
+        strategy, layout = self._checked
+        made = self._agreement(strategy, layout, kind, Tuning.decode(tuning), invited or self.devices)
+        return made.to_json()
+
+    @cached_property
+    def _checked(self) -> tuple[Strategy, Layout]:
+        return self.check()
+
+    def _agreement(
+        self, strategy: Strategy, layout: Layout, kind: Kind, tuning: Tuning | None, devices: int
+    ) -> Agreement:
+        parts = parts_of(strategy, layout, kind, self.metrics, self.max_examples)
+        weighs = kind == "train" and by_examples(strategy)
+        ring = ring_of(
+            parts, level_of(self.codec), devices=devices, max_weight=self.max_examples if weighs else 1,
+            clip=self.clip, tuning=tuning,
+        )  # fmt: skip
+        return Agreement(
+            keys=cast(Keys, self.keys), attempts=self.attempts, gamma=self.gamma, delta=self.delta, sigma=SIGMA,
+            eta=ETA, hardened=self.hardened, phase=self.phase, metrics=self.metrics, ring=ring,
         )  # fmt: skip
 
     @cached_property
@@ -233,7 +307,8 @@ class RunSpec:
             raise UsageError(f"not the spec of a run: {error}") from error
         if not isinstance(value, dict):
             raise UsageError("not the spec of a run")
-        return cls.make(**value)
+        # A run that does not say so was made when there was nothing else.
+        return cls.make(**{"aggregation": "open", **value})
 
     @classmethod
     def make(cls, /, **values: Any) -> Self:
@@ -244,7 +319,9 @@ class RunSpec:
                 near = get_close_matches(key, allowed, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(allowed)}"
                 raise UsageError(f"the run's config has no key {key!r}; {hint} (your own go under [config])")
-        for name in ("over_selection", "join_wait", "deadline", "lease", "bound"):
+        if values.get("aggregation", "secure") == "secure":
+            values = {"min_clients": rules.FEWEST, "max_examples": rules.LARGEST_WEIGHT, **values}
+        for name in ("over_selection", "join_wait", "deadline", "lease", "bound", *_SHARES):
             value = values.get(name)
             if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
                 values[name] = float(value)
@@ -254,7 +331,11 @@ class RunSpec:
             raise UsageError(f"the run's config is incomplete: {error}") from error
 
 
-_LATER = {"retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta"}
+_SHARES = ("gamma", "delta", "phase", "clip")
+_LATER = {
+    "retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta", "keys": "ready", "attempts": 3,
+    "gamma": 0.05, "delta": 0.10, "hardened": False, "phase": 30.0, "clip": 16.0, "metrics": ("loss", "accuracy"),
+}  # fmt: skip
 
 
 def _rounds_kept(name: str, policy: str) -> float:

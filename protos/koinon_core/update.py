@@ -85,11 +85,12 @@ class Layout:
 
 def layout_of(
     model: Schema, strategy: Strategy, sections: Sequence[Section] = (), *, codec: str = "lossless",
-    bound: float = 1024.0, grid: Callable[[float], int] = lambda bound: 20,
+    bound: float = 1024.0, grid: Callable[[float], int] = lambda bound: 20, secure: bool = False,
 ) -> Layout:  # fmt: skip
     """The layout of updates to `model` under `strategy`, in a run with these settings; `grid` gives the grid of the
-    exact sum for a bound. UsageError if nothing would be left to send."""
-    by_config = {f.name: how(f"delta/{f.name}", f, sections, codec, bound) for f in model}
+    exact sum for a bound, and `secure` says that there is none of single values. UsageError if nothing would be
+    left to send."""
+    by_config = {f.name: how(f"delta/{f.name}", f, sections, codec, bound, secure=secure) for f in model}
     local = strategy.local(model) | {n for n, h in by_config.items() if h.rule == "local"}
     if unknown := local - model.by_name.keys():
         raise UsageError(f"the strategy keeps {min(unknown)!r} local, which the model does not have")
@@ -132,8 +133,9 @@ def _section(prefix: str, f: Field) -> Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The numbers beside an open update's tensors. `training` holds metrics of the local training, `evaluation`
-    those of the round's starting model on this device's data."""
+    """The numbers beside an open update's tensors; in a secure round they are lanes, and the head of its update is
+    empty. `training` holds metrics of the local training, `evaluation` those of the round's starting model on this
+    device's data."""
 
     examples: int = 0
     totals: Mapping[str, float] = field(default_factory=dict)

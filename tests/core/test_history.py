@@ -184,7 +184,7 @@ def test_a_log_that_was_written_anew_does_not_have_the_heads_that_its_facts_make
 
 def a_run(**settings) -> runs.Run:
     given = {"rounds": 5, "min_clients": 2, "clients": 2, "deadline": 30.0, "lease": 8.0, **settings}
-    spec = koinon.Run("r", model={"w": np.zeros(2)}, evaluate=False, **given).spec
+    spec = koinon.Run("r", model={"w": np.zeros(2)}, aggregation="open", evaluate=False, **given).spec
     run = runs.start(runs.Run(id="r", spec=spec, model="m0", head="genesis")).run
     for client in "ab":
         run = runs.step(run, runs.Offered(0.0, client)).run

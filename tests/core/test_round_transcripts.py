@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 import toy
+from koinon_core.canonical import sha256
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round, rebuild, step
 
+SECURE = {
+    "keys": "ready", "gamma": 0.05, "delta": 0.1, "sigma": 40, "eta": 30, "hardened": False, "phase": 10.0,
+}  # fmt: skip
 SCENARIOS = sorted((Path(__file__).parent.parent / "scenarios").glob("*.txt"))
 
 
@@ -22,7 +26,14 @@ def event_of(command: str, terms: dict[str, float]) -> events.Event:
     when = float(at.removeprefix("at="))
     match kind:
         case "open":
-            values = {k: float(v) if "." in v else int(v) for k, v in (w.split("=") for w in words)}
+            values = {
+                k: float(v) if "." in v else int(v) for k, v in (w.split("=") for w in words if "=" in w)
+            }
+            if "secure" in words:
+                values |= {
+                    "aggregation": "secure",
+                    "secure": {**SECURE, "attempts": values.pop("attempts", 2)},
+                }
             return events.Opened(when, toy.terms(1, **{**terms, **values}))
         case "joined":
             return events.Heard(when, words[0], "joined")
@@ -30,6 +41,12 @@ def event_of(command: str, terms: dict[str, float]) -> events.Event:
             return events.Heard(when, words[0], "update", words[1])
         case "heard":
             return events.Heard(when, words[0], words[1], words[2])
+        case "voice":  # who, collection, attempt, and whose shares could not be read
+            client, collection, attempt, *missing = words
+            digest = sha256(f"{client}/{collection}/{attempt}".encode())
+            return events.Voiced(when, client, collection, int(attempt), digest, tuple(missing))
+        case "spoiled":
+            return events.Spoiled(when, " ".join(words))
         case "left":
             return events.Left(when, words[0], words[1], " ".join(words[2:]))
         case "taken":
@@ -60,9 +77,10 @@ def told(effect: effects.Effect) -> str:
 
 
 def state(r: Round) -> str:
-    who = r.joined if r.stage == "joined" else r.update
+    who = r.joined if r.stage == "joined" else r.collecting or r.update
     heard = ",".join(sorted(who.heard)) or "-"
-    left = "".join(f" left={c}" for c in sorted(who.left))
+    gone = who.left if r.stage == "joined" else r.update.left
+    left = "".join(f" left={c}" for c in sorted(gone))
     due = f" due={r.wakes_at:g}" if r.wakes_at is not None else ""
     return f"= {r.stage} heard={heard}{left}{due}"
 

@@ -32,7 +32,7 @@ class World:
         self.dice = random.Random(self.seed)
         quorum = self.dice.randint(1, 3)
         spec = koinon.Run(
-            "world", model={"w": np.zeros(2)}, rounds=self.dice.randint(1, 6), min_clients=quorum,
+            "world", model={"w": np.zeros(2)}, aggregation="open", rounds=self.dice.randint(1, 6), min_clients=quorum,
             clients=self.dice.choice([None, self.dice.randint(quorum, 5)]), deadline=30.0, lease=8.0, join_wait=2.0,
             over_selection=self.dice.choice([1.0, 1.5]), evaluate=self.dice.random() < 0.5, patience=4,
         ).spec  # fmt: skip

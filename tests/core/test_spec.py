@@ -18,7 +18,7 @@ BASE = {"name": "first", "strategy": dump(FedAvg()), "schema": SCHEMA.to_json(),
 
 
 def spec(**values) -> RunSpec:
-    return RunSpec.make(**{**BASE, **values})
+    return RunSpec.make(**{**BASE, "aggregation": "open", **values})
 
 
 def test_a_run_needs_a_name_a_strategy_a_schema_and_rounds():
@@ -78,10 +78,10 @@ REFUSED = [
     ({"max_clients": 1}, "max_clients = 1 is below min_clients = 2"),
     ({"population": 1}, "population = 1 is smaller than min_clients = 2"),
     ({"population": 0, "min_clients": 1}, "population = 0 is smaller than min_clients = 1"),
-    # what is not in this version
-    ({"aggregation": "secure"}, "aggregation 'secure' is not in this version; use 'open', on a network"),
-    ({"aggregation": "sum"}, "aggregation 'sum' is not in this version"),
-    ({"aggregation": []}, "is not in this version"),
+    # what there is not
+    ({"aggregation": "sum"}, "aggregation = 'sum' must be open or secure"),
+    ({"aggregation": []}, r"aggregation = \[\] must be open or secure"),
+    ({"groups": 0}, "groups must be at least 1"),
     ({"groups": 2}, "groups belong to secure aggregation"),
     ({"codec": "gzip"}, "there is no codec 'gzip'; this version has balanced, compact, fine, lossless, raw, thin"),
     # names
@@ -191,10 +191,13 @@ def test_a_spec_comes_back_from_its_bytes(**values):
 
 
 def test_the_bytes_hold_every_key_once_and_sorted():
-    whole = spec(retention="keep", models="none", downlink="snapshot", sections=[{"match": "stat/*"}])
+    whole = spec(
+        retention="keep", models="none", downlink="snapshot", sections=[{"match": "stat/*"}], keys="early", attempts=1,
+        gamma=0.1, delta=0.2, hardened=True, phase=1, clip=2, metrics=["f1"],
+    )  # fmt: skip
     value = json.loads(whole.encoded)
     assert list(value) == sorted(f.name for f in fields(RunSpec))
-    assert value == {**asdict(whole), "sections": list(whole.sections)}
+    assert value == {**asdict(whole), "sections": list(whole.sections), "metrics": ["f1"]}
 
 
 def test_what_an_older_version_does_not_know_is_left_out_where_it_says_nothing():

@@ -208,6 +208,10 @@ class Ring:
     def digest(self) -> str:
         return sha256(self.encoded)
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values, for whatever states it among others."""
+        return {**asdict(self), "groups": [asdict(group) for group in self.groups]}
+
     @classmethod
     def decode(cls, data: bytes) -> "Ring":
         """The ring that `data` holds, in the one way to write it; BadBlob for anything else."""

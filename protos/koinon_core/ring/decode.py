@@ -13,7 +13,7 @@ import numpy as np
 
 from koinon_core.errors import BadBlob, UsageError
 from koinon_core.ring.checks import CHECKS, Wraps, allowed, checks, wrapped
-from koinon_core.ring.config import GAIN, Group
+from koinon_core.ring.config import GAIN, SLACK, Group
 from koinon_core.ring.dither import UNIT, remainder
 from koinon_core.ring.lanes import Sum, centred
 from koinon_core.ring.rotation import ROOT, Write
@@ -114,7 +114,14 @@ class _Decoder:
     def plain(self, group: Group, lanes: Array, write: Write) -> None:
         for start in range(0, group.size, _WINDOW):
             whole = centred(lanes[start : start + _WINDOW].astype(np.int64), group.bits)
-            write(start, whole * 2.0**-group.grid / self.divisor(group))
+            values = whole * 2.0**-group.grid / self.divisor(group)
+            # What honest devices give cannot exceed it, the grid's half step aside.
+            most = group.bound * (1 if group.rule == "mean" else self.devices)
+            if np.any(np.abs(values) > most * SLACK + 2.0**-group.grid * self.devices):
+                raise BadBlob(
+                    f"the sum of group {group.name!r} is beyond what {self.devices} devices can give; one is broken"
+                )
+            write(start, values)
 
     def divisor(self, group: Group) -> int:
         return self.weight if group.rule == "mean" else 1

@@ -44,7 +44,7 @@ def keystream(key: bytes, stream: int, count: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class Seeds:
-    """The keys of one round. `terms` is the SHA-256 of the round's terms, 32 bytes."""
+    """The keys of one round. `terms` are 32 bytes that follow from its terms, and `run` is what runs differ by."""
 
     terms: bytes
     run: str

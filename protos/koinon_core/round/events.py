@@ -10,7 +10,8 @@ from koinon_core.errors import StoreError
 from koinon_core.round.terms import Terms
 
 __all__ = [
-    "Cancelled", "Event", "Folded", "Heard", "Left", "Opened", "TakenUp", "Tick", "Unfoldable", "dump", "load",
+    "Cancelled", "Event", "Folded", "Heard", "Left", "Opened", "Spoiled", "TakenUp", "Tick", "Unfoldable", "Voiced",
+    "dump", "load",
 ]  # fmt: skip
 
 
@@ -30,6 +31,18 @@ class Heard:
     client: str
     collection: str
     digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Voiced:
+    """A device answered in a collection of a secure round. `missing` are the devices whose shares it could not read."""
+
+    at: float
+    client: str
+    collection: str
+    attempt: int
+    digest: str
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,14 @@ class Unfoldable:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoiled:
+    """What is here of a secure round's last collection does not open the sum: some of it is wrong."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """The operator ended it."""
 
@@ -85,9 +106,10 @@ class TakenUp:
     away: float
 
 
-Event = Opened | Heard | Left | Tick | Folded | Unfoldable | Cancelled | TakenUp
+Event = Opened | Heard | Voiced | Left | Tick | Folded | Unfoldable | Spoiled | Cancelled | TakenUp
 _KINDS: dict[str, type[Any]] = {
-    k.__name__: k for k in (Opened, Heard, Left, Tick, Folded, Unfoldable, Cancelled, TakenUp)
+    k.__name__: k
+    for k in (Opened, Heard, Voiced, Left, Tick, Folded, Unfoldable, Spoiled, Cancelled, TakenUp)
 }
 
 
@@ -101,6 +123,8 @@ def load(kind: str, values: dict[str, Any]) -> Event:
     try:
         if kind == "Opened":
             return Opened(values["at"], Terms(**values["terms"]))
+        if kind == "Voiced":
+            values = {**values, "missing": tuple(values.get("missing", ()))}
         event: Event = _KINDS[kind](**values)
     except (KeyError, TypeError) as error:
         raise StoreError(

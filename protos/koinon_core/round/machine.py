@@ -4,115 +4,37 @@ One rule serves every collection: it is asked of a set, has a quorum and a deadl
 were heard, when nobody is left to wait for, or when time is up; below the quorum the round is abandoned, by
 name, and the model stays as it was.
 
-    open:  joined -> update -> folding -> closed        (or, from anywhere, -> abandoned)
+    open:    joined -> update -> folding -> closed        (or, from anywhere, -> abandoned)
+    secure:  joined -> keys -> shares -> masked -> consistent -> reveal -> folding -> closed       (`masked.py`)
 
 `joined` has no deadline until its quorum is there: a round without enough devices waits, and says so (unless its
 terms have patience for a while only, as those of an evaluation).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
-from typing import Literal
 
 from koinon_core.errors import LocalProtocolError
-from koinon_core.round.effects import Ask, Cancel, Close, Effect, Fold, Receipt
-from koinon_core.round.events import Cancelled, Event, Folded, Heard, Left, Opened, TakenUp, Tick, Unfoldable
-from koinon_core.round.terms import Terms
+from koinon_core.round import masked
+from koinon_core.round.effects import Ask, Cancel, Close, Fold, Receipt
+from koinon_core.round.ending import abandon, late, refuse
+from koinon_core.round.events import (
+    Cancelled,
+    Event,
+    Folded,
+    Heard,
+    Left,
+    Opened,
+    Spoiled,
+    TakenUp,
+    Tick,
+    Unfoldable,
+    Voiced,
+)
+from koinon_core.round.state import MASKED_STAGES, Collection, Effects, Made, Round, Stage
 
 __all__ = ["Made", "Round", "Stage", "rebuild", "step"]
-
-Stage = Literal["joined", "update", "folding", "closed", "abandoned"]
-Effects = tuple[Effect, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collection:
-    """Who is asked, who was heard (with the digest of what they said), who left (with the reason)."""
-
-    asked: frozenset[str] = frozenset()
-    heard: Mapping[str, str] = field(default_factory=dict)
-    left: Mapping[str, str] = field(default_factory=dict)
-    deadline: float | None = None
-
-    @property
-    def awaited(self) -> frozenset[str]:
-        return self.asked - self.heard.keys() - self.left.keys()
-
-    def hear(self, client: str, digest: str) -> "Collection":
-        return replace(self, heard={**self.heard, client: digest})
-
-    def lose(self, client: str, reason: str) -> "Collection":
-        return replace(self, left={**self.left, client: reason})
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What a round made, by digest: the model, the strategy's state, and the sum as integers."""
-
-    model: str = ""
-    state: str = ""
-    sum: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """One round's state. It is a value: `step` returns a new one."""
-
-    terms: Terms
-    stage: Stage
-    joined: Collection
-    update: Collection
-    goal: int
-    opened_at: float
-    asked_at: float | None = None
-    folding_at: float | None = None
-    ended_at: float | None = None
-    gives_up_at: float | None = None
-    reason: str = ""
-    made: Made = Made()
-
-    @property
-    def over(self) -> bool:
-        return self.stage in ("closed", "abandoned")
-
-    @property
-    def accepted(self) -> tuple[str, ...]:
-        """Who is in the sum: fixed when the collection of updates closes, sorted."""
-        return tuple(sorted(self.update.heard)) if self.stage in ("folding", "closed") else ()
-
-    def enough(self, heard: Iterable[str]) -> bool:
-        """Whether these answers are worth a sum. A count for open rounds; a secure round's collections ask for
-        enough heard around everyone who is still needed."""
-        return len(set(heard)) >= self.terms.quorum
-
-    @property
-    def wakes_at(self) -> float | None:
-        """When a Tick is due, whatever else happens."""
-        return self.collecting.deadline if self.collecting else None
-
-    @property
-    def collecting(self) -> Collection | None:
-        """The collection that is open."""
-        return {"joined": self.joined, "update": self.update}.get(self.stage)
-
-    @property
-    def waiting_for(self) -> str:
-        """One sentence for the operator; empty when the round is over."""
-        quorum = self.terms.quorum
-        if self.stage == "joined":
-            n = len(self.joined.heard)
-            if n < quorum:
-                return f"round {self.terms.round} waits for devices: {n} of at least {quorum} have joined"
-            return f"round {self.terms.round} waits a moment for more devices: {n} of {self.terms.invited}"
-        if self.stage == "update":
-            names = sorted(self.update.awaited)
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            return (
-                f"round {self.terms.round} waits for updates: {len(self.update.heard)} of {self.goal} are in, "
-                f"still out: {', '.join(names[:5])}{more}"
-            )
-        return f"round {self.terms.round} is being summed" if self.stage == "folding" else ""
 
 
 def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
@@ -142,6 +64,10 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
                     f"no collection {event.collection!r} here",
                 ),
             )
+        case Voiced():
+            return masked.voiced(round_, event)
+        case Spoiled():
+            return masked.spoiled(round_, event)
         case Left():
             return _left(round_, event)
         case Tick():
@@ -149,12 +75,12 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
         case Folded():
             return _folded(round_, event)
         case Unfoldable():
-            return (round_, ()) if round_.over else _abandon(round_, event.at, event.reason)
+            return (round_, ()) if round_.over else abandon(round_, event.at, event.reason)
         case TakenUp(away=away):
             return _taken_up(round_, away), ()
         case Cancelled():
             return (
-                (round_, ()) if round_.over else _abandon(round_, event.at, f"was cancelled: {event.reason}")
+                (round_, ()) if round_.over else abandon(round_, event.at, f"was cancelled: {event.reason}")
             )
 
 
@@ -180,6 +106,8 @@ def _joined(r: Round, event: Heard) -> tuple[Round, Effects]:
 
 
 def _ask(r: Round, at: float) -> tuple[Round, Effects]:
+    if r.secure:
+        return masked.ask(r, at)
     asked = frozenset(r.joined.heard)
     deadline = at + r.terms.deadline
     update = Collection(asked=asked, deadline=deadline)
@@ -194,29 +122,21 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
     client = event.client
     if client in r.update.heard:
         if r.update.heard[client] != event.digest:
-            return r, _refuse(r, client, "a second, different update for this round is refused")
+            return r, refuse(r, client, "a second, different update for this round is refused")
         if r.stage == "closed":
             return r, (Receipt(client, r.terms.round, "COUNTED"),)
         if r.stage == "abandoned":
-            return r, _refuse(r, client, f"round {r.terms.round} {r.reason}")
+            return r, refuse(r, client, f"round {r.terms.round} {r.reason}")
         return r, (Receipt(client, r.terms.round, "STAGED"),)
     if client not in r.update.asked:
-        return r, _refuse(r, client, "this device was not asked in this round")
+        return r, refuse(r, client, "this device was not asked in this round")
     if client in r.update.left:
-        return r, _refuse(r, client, r.update.left[client])
+        return r, refuse(r, client, r.update.left[client])
     if r.stage != "update":
-        return r, _refuse(r, client, _late(r))
+        return r, refuse(r, client, late(r))
     r = replace(r, update=r.update.hear(client, event.digest))
     r, effects = _settle(r, event.at)
     return r, (Receipt(client, r.terms.round, "STAGED"), *effects)
-
-
-def _refuse(r: Round, client: str, reason: str) -> Effects:
-    return (Receipt(client, r.terms.round, "NOT_COUNTED", reason),)
-
-
-def _late(r: Round) -> str:
-    return f"late: round {r.terms.round} {r.reason or 'had all the updates it waited for'}"
 
 
 def _left(r: Round, event: Left) -> tuple[Round, Effects]:
@@ -225,6 +145,8 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
         heard = {c: d for c, d in r.joined.heard.items() if c != event.client}
         deadline = r.joined.deadline if r.enough(heard) else r.gives_up_at
         return replace(r, joined=replace(r.joined, heard=heard, deadline=deadline)), ()
+    if r.stage in MASKED_STAGES:
+        return masked.left(r, event)
     if r.stage != "update" or event.client not in r.update.awaited:
         return r, ()  # what was heard stays in the sum, whatever its sender does next
     r, effects = _settle(replace(r, update=r.update.lose(event.client, reason)), event.at)
@@ -238,14 +160,14 @@ def _settle(r: Round, at: float) -> tuple[Round, Effects]:
         return _fold(r, at, "")
     if not r.enough(heard.keys() | awaited):
         quorum = r.terms.quorum
-        return _abandon(r, at, f"lost its quorum: {len(heard) + len(awaited)} of at least {quorum} are left")
+        return abandon(r, at, f"lost its quorum: {len(heard) + len(awaited)} of at least {quorum} are left")
     return r, ()
 
 
 def _fold(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
     r = replace(r, stage="folding", folding_at=at, reason=reason)
-    late = tuple(Cancel(client, r.terms.round, _late(r)) for client in sorted(r.update.awaited))
-    return r, (*late, Fold(r.accepted))
+    dropped = tuple(Cancel(client, r.terms.round, late(r)) for client in sorted(r.update.awaited))
+    return r, (*dropped, Fold(r.accepted))
 
 
 def _tick(r: Round, at: float) -> tuple[Round, Effects]:
@@ -255,11 +177,13 @@ def _tick(r: Round, at: float) -> tuple[Round, Effects]:
     if r.stage == "joined":
         n, quorum = len(waiting.heard), r.terms.quorum
         return (
-            _ask(r, at) if n >= quorum else _abandon(r, at, f"waited in vain: {n} of at least {quorum} came")
+            _ask(r, at) if n >= quorum else abandon(r, at, f"waited in vain: {n} of at least {quorum} came")
         )
+    if r.stage in MASKED_STAGES:
+        return masked.tick(r, at)
     if r.enough(waiting.heard):
         return _fold(r, at, "reached its deadline")
-    return _abandon(
+    return abandon(
         r, at, f"reached its deadline with {len(waiting.heard)} of at least {r.terms.quorum} updates"
     )
 
@@ -271,6 +195,8 @@ def _taken_up(r: Round, away: float) -> Round:
     later = replace(waiting, deadline=waiting.deadline + away)
     if r.stage == "update":
         return replace(r, update=later)
+    if r.stage in MASKED_STAGES:
+        return replace(r, masking=replace(r.masking, now=later))
     return replace(r, joined=later, gives_up_at=r.gives_up_at + away if r.gives_up_at is not None else None)
 
 
@@ -283,12 +209,3 @@ def _folded(r: Round, event: Folded) -> tuple[Round, Effects]:
     receipts = tuple(Receipt(client, r.terms.round, "COUNTED") for client in r.accepted)
     r = replace(r, stage="closed", ended_at=event.at, made=Made(event.model, event.state, event.sum))
     return r, (*receipts, Close(r.terms.round, True, r.reason))
-
-
-def _abandon(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
-    """End the round without a model; `reason` says what the round did ("lost its quorum: ...")."""
-    number, why = r.terms.round, f"round {r.terms.round} {reason}"
-    told = tuple(Receipt(client, number, "NOT_COUNTED", why) for client in sorted(r.update.heard))
-    dropped = tuple(Cancel(client, number, why) for client in sorted(r.update.awaited))
-    r = replace(r, stage="abandoned", ended_at=at, reason=reason)
-    return r, (*told, *dropped, Close(r.terms.round, False, reason))

@@ -17,7 +17,7 @@ __all__ = ["COLLECTIONS", "Aggregation", "Kind", "Terms"]
 Aggregation = Literal["open", "secure"]
 Kind = Literal["train", "evaluate"]
 
-_LATER = frozenset({"head", "recovery", "patience", "weights", "sections"})
+_LATER = frozenset({"head", "recovery", "patience", "weights", "sections", "secure"})
 """Fields that older versions did not have: left out where they say nothing, so that the terms of a round which was
 opened by such a version keep their digest."""
 
@@ -63,6 +63,7 @@ class Terms:
     patience: float = 0.0
     weights: str = ""
     sections: str = ""
+    secure: dict[str, Any] = field(default_factory=dict)
 
     @property
     def invited(self) -> int:

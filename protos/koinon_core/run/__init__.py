@@ -1,7 +1,7 @@
 """A run: many rounds, as one pure machine over the machine of a round.
 
 Whoever drives it answers two orders with a fact: `Open` with `Opening` (it brings the incarnation, which is drawn at
-random), and a round's `Fold` with `Folded` or `Unfoldable`. Read facts, orders, machine.
+random), and a round's `Fold` with `Folded`, `Unfoldable` or `Spoiled`. Read facts, orders, machine.
 """
 
 from koinon_core.run.facts import (
@@ -18,15 +18,17 @@ from koinon_core.run.facts import (
     Recovered,
     Resigned,
     Resumed,
+    Spoiled,
     TakenUp,
     Tick,
     Unfoldable,
+    Voiced,
 )  # fmt: skip
 from koinon_core.run.machine import Moved, Run, Standing, rank, start, step
 from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 
 __all__ = [
     "Ahead", "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening",
-    "Order", "Paused", "Progressed", "Recall", "Recovered", "Resigned", "Resumed", "Run", "Standing", "Status",
-    "TakenUp", "Tick", "Unfoldable", "rank", "start", "step",
+    "Order", "Paused", "Progressed", "Recall", "Recovered", "Resigned", "Resumed", "Run", "Spoiled",
+    "Standing", "Status", "TakenUp", "Tick", "Unfoldable", "Voiced", "rank", "start", "step",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "Ahead", "Answered", "Cancelled", "Fact", "Folded", "Gone", "Offered", "Opening", "Paused", "Progressed",
-    "Recovered", "Resigned", "Resumed", "TakenUp", "Tick", "Unfoldable",
+    "Recovered", "Resigned", "Resumed", "Spoiled", "TakenUp", "Tick", "Unfoldable", "Voiced",
 ]  # fmt: skip
 
 
@@ -50,6 +50,20 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Voiced:
+    """A device's answer in a collection of a secure round is here and verified. `missing` are the devices whose shares
+    it could not read."""
+
+    at: float
+    client: str
+    round: int
+    attempt: int
+    collection: str
+    digest: str
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Resigned:
     """A device leaves `round`, or its answer was refused."""
 
@@ -72,7 +86,7 @@ class Opening:
 class Folded:
     """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable. `state` and
     `sum` as in the round's event; `evaluated` of the summed updates evaluated the model that the round began with;
-    `weights` is the digest of the model's tensors."""
+    `weights` is the digest of the model's tensors, `tuning` what the next secure round is sized by."""
 
     at: float
     round: int
@@ -82,6 +96,7 @@ class Folded:
     sum: str = ""
     evaluated: int = 0
     weights: str = ""
+    tuning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,17 @@ class Unfoldable:
     at: float
     round: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """The third answer to `Fold`, of a secure round: what devices revealed does not open the sum. `blamed` are those
+    whose secrets cannot be put together."""
+
+    at: float
+    round: int
+    reason: str
+    blamed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +174,6 @@ class Recovered:
 
 
 Fact = (
-    Offered | Gone | Progressed | Answered | Resigned | Opening | Folded | Unfoldable | Tick | Paused | Resumed
-    | Cancelled | TakenUp | Ahead | Recovered
+    Offered | Gone | Progressed | Answered | Voiced | Resigned | Opening | Folded | Unfoldable | Spoiled | Tick | Paused
+    | Resumed | Cancelled | TakenUp | Ahead | Recovered
 )  # fmt: skip

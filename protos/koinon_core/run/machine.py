@@ -30,16 +30,20 @@ from koinon_core.run.facts import (
     Recovered,
     Resigned,
     Resumed,
+    Spoiled,
     TakenUp,
     Tick,
     Unfoldable,
+    Voiced,
 )  # fmt: skip
 from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 from koinon_core.spec import RunSpec
 
-__all__ = ["Moved", "Run", "Standing", "rank", "start", "step"]
+__all__ = ["WORK", "Moved", "Run", "Standing", "rank", "start", "step"]
 
 
+WORK = "work"
+"""What is asked of a device that has lost what it was given for a round whose first collection is over."""
 _LINKS = 8  # of the history, at hand for the next Ask
 
 
@@ -60,7 +64,8 @@ class Run:
     round that is over, `links` the newest of its links by round. `ahead` names devices that have seen more than this
     database knows; `beyond` is a number that no new round may have, nor any below. `evaluators` evaluated in the last
     round that was summed; `returning` were in the round when the run was taken up, and are expected back. Of rounds up
-    to `remembered` no device need know.
+    to `remembered` no device need know. `tuning` is what the next secure round is sized by. `barred`
+    devices dealt shares that opened nothing, and are in no further round (until the coordinator starts again).
     """
 
     id: str
@@ -68,6 +73,8 @@ class Run:
     model: str
     down: str = ""
     weights: str = ""
+    tuning: str = ""
+    barred: frozenset[str] = frozenset()
     status: Status = "running"
     reason: str = ""
     number: int = 0
@@ -117,12 +124,13 @@ class Run:
             return None
         return min((t for t in (self.round.wakes_at, *self.leases.values()) if t is not None), default=None)
 
-    def wants(self, client: str, round_: int) -> bool:
-        """Whether an update of `round_` from `client` is still being waited for."""
+    def wants(self, client: str, round_: int, collection: str = "update", attempt: int = 0) -> bool:
+        """Whether an answer of `client` in this collection of `round_` (an update) is still being waited for."""
         r = self.round
         return (
-            r is not None and r.terms.round == round_ and r.stage == "update" and client in r.update.awaited
-        )
+            r is not None and r.terms.round == round_ and r.stage == collection and r.awaits(client)
+            and r.masking.attempt == attempt
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,10 @@ def step(run: Run, fact: Fact) -> Moved:
         case Progressed(at, client):
             return Moved(_renew(run, client, at))
         case Answered(at, client, number, digest):
-            return _answered(run, at, client, number, digest)
+            return _answered(run, at, client, number, events.Heard(at, client, "update", digest))
+        case Voiced(at, client, number, attempt, collection, digest, missing):
+            said = events.Voiced(at, client, collection, attempt, digest, missing)
+            return _answered(run, at, client, number, said)
         case Resigned(at, client, number, code, detail):
             if run.round is None or run.number != number:
                 return Moved(run)
@@ -178,11 +189,19 @@ def step(run: Run, fact: Fact) -> Moved:
                 return Moved(run)
             event = events.Folded(fact.at, fact.model, fact.state, fact.sum)
             run = replace(
-                run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=fact.evaluated
-            )
+                run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=fact.evaluated,
+                tuning=fact.tuning or run.tuning,
+            )  # fmt: skip
             return _feed(run, event)
         case Unfoldable(at, number, reason):
             return Moved(run) if run.number != number else _feed(run, events.Unfoldable(at, reason))
+        case Spoiled(at, number, reason, blamed):
+            if run.number != number:
+                return Moved(run)
+            moved = _feed(run, events.Spoiled(at, reason))
+            if moved.run.number == number and moved.run.round is not None and not moved.run.round.over:
+                return moved  # the rest of the answers may open it
+            return replace(moved, run=replace(moved.run, barred=moved.run.barred | set(blamed)))
         case Tick(at):
             return _tick(run, at)
         case TakenUp():
@@ -210,7 +229,7 @@ def _feed(run: Run, event: events.Event) -> Moved:
     for effect in did:
         match effect:
             case effects.Ask(client):
-                run = _engage(run, client, event.at)
+                run = _engage(run, client, event.at)  # of the round as it is now
             case effects.Receipt(client, _, "COUNTED" | "NOT_COUNTED") | effects.Cancel(client):
                 run = replace(run, leases={c: t for c, t in run.leases.items() if c != client})
     closes = [e for e in did if isinstance(e, effects.Close)]
@@ -225,8 +244,10 @@ def _feed(run: Run, event: events.Event) -> Moved:
 
 
 def _engage(run: Run, client: str, at: float) -> Run:
+    """This device is asked for something. For work it must be free; what it has to say in a session it says whatever
+    else it does, and it stays ready for the next round."""
     devices = dict(run.devices)
-    if client in devices:
+    if client in devices and run.round is not None and _is_work(run.round):
         devices[client] = replace(devices[client], ready=False)
     return _renew(replace(run, devices=devices, leases={client: 0.0, **run.leases}), client, at)
 
@@ -245,9 +266,12 @@ def _offered(run: Run, fact: Offered) -> Moved:
     r = run.round
     if r is None:
         return Moved(run)
-    if run.wants(fact.client, run.number) and fact.engaged != run.number:
-        # It came back without the work that it had been given: give it again.
-        return Moved(_engage(run, fact.client, fact.at), (), (effects.Ask(fact.client, "update"),))
+    if r.awaits(fact.client) and (fact.engaged != run.number or not _is_work(r)):
+        # It came back without the work that it had been given, or may not have heard what it is asked: say it again.
+        orders = [effects.Ask(fact.client, r.stage)]
+        if fact.engaged != run.number and not _is_work(r):
+            orders.insert(0, effects.Ask(fact.client, WORK))  # it knows nothing of the round any more
+        return Moved(_engage(run, fact.client, fact.at), (), tuple(orders))
     if r.stage == "joined" and _eligible(run, fact.client):
         return _feed(run, events.Heard(fact.at, fact.client, "joined"))
     return Moved(run)
@@ -255,14 +279,27 @@ def _offered(run: Run, fact: Offered) -> Moved:
 
 def _eligible(run: Run, client: str) -> bool:
     standing = run.devices[client]
+    if client in run.barred:
+        return False
     return standing.ready and (run.kind == "train" or standing.evaluates)
 
 
-def _answered(run: Run, at: float, client: str, number: int, digest: str) -> Moved:
+def _is_work(r: Round) -> bool:
+    """Whether what is awaited is a device's work itself, which it has been given and will answer when it is done."""
+    return r.stage == "update" or (r.stage == "keys" and not r.masking.attempt)
+
+
+def _answered(run: Run, at: float, client: str, number: int, said: events.Event) -> Moved:
     run = _renew(run, client, at)
     if run.round is None or run.number != number:
         return Moved(run, (), (Recall(client, number),))
-    return _feed(run, events.Heard(at, client, "update", digest))
+    moved = _feed(run, said)
+    r = moved.run.round
+    if r is None or not r.secure or r.awaits(client):
+        return moved
+    # Until it is asked again, nothing is expected of it: its lease must not run out meanwhile.
+    leases = {c: t for c, t in moved.run.leases.items() if c != client}
+    return replace(moved, run=replace(moved.run, leases=leases))
 
 
 def _tick(run: Run, at: float) -> Moved:
@@ -285,7 +322,8 @@ def _taken_up(run: Run, fact: TakenUp) -> Moved:
     if r is None or r.over:
         return Moved(run)
     run = replace(run, returning=len(r.update.asked))
-    leases = dict.fromkeys(r.update.awaited, fact.at + run.spec.lease) if r.stage == "update" else {}
+    open_ = r.collecting if r.stage != "joined" else None
+    leases = dict.fromkeys(open_.awaited, fact.at + run.spec.lease) if open_ is not None else {}
     return _feed(replace(run, leases=leases), events.TakenUp(fact.at, fact.away))
 
 
@@ -312,14 +350,17 @@ def _recovered(run: Run, fact: Recovered) -> Moved:
 
 
 def _opening(run: Run, fact: Opening) -> Moved:
-    spec, attached = run.spec, [c for c in run.devices if run.kind == "train" or run.devices[c].evaluates]
+    spec = run.spec
+    welcome = [c for c in run.devices if c not in run.barred]
+    attached = [c for c in welcome if run.kind == "train" or run.devices[c].evaluates]
     # Before any model was made nobody knows how many will come: the first round waits a moment for whoever does.
     expected = max(len(attached), run.returning) if run.closed else spec.max_clients
-    goal = spec.clients or min(spec.max_clients, max(spec.min_clients, expected))
-    quorum = spec.min_clients
+    goal = spec.clients or min(spec.max_clients, max(spec.quorum, expected))
+    quorum = spec.quorum
     if run.kind == "evaluate":
         # Those who evaluated in the round before: they will come, though after a restart none of them is here yet.
-        goal, quorum = min(spec.devices, run.evaluators), 1
+        goal = min(spec.devices, run.evaluators)
+        quorum = spec.quorum if spec.aggregation == "secure" else 1
     terms = Terms(
         run=run.id, round=max(run.number, run.beyond) + 1, incarnation=fact.incarnation, kind=run.kind,
         aggregation=spec.aggregation, groups=spec.groups, goal=goal, quorum=quorum,
@@ -330,6 +371,10 @@ def _opening(run: Run, fact: Opening) -> Moved:
         config=dict(spec.config), head=run.head, recovery=run.recovery,
         patience=spec.lease if run.kind == "evaluate" else 0.0,
     )  # fmt: skip
+    if spec.aggregation == "secure":
+        # After a round that came to nothing, perhaps because it was sized too tightly, one that cannot be.
+        tuning = "" if run.streak else run.tuning
+        terms = replace(terms, secure=spec.secure_terms(run.kind, tuning, terms.invited))
     run = replace(run, number=terms.round, round=None, leases={}, returning=0)
     moved = _feed(run, events.Opened(fact.at, terms))
     ready = [c for c in attached if _eligible(run, c)]
@@ -360,7 +405,8 @@ def _over(run: Run, close: effects.Close) -> Moved:
 def _next(run: Run) -> Moved:
     if run.closed < run.spec.rounds:
         return Moved(run, (), (Open(max(run.number, run.beyond) + 1),))
-    if run.spec.evaluate and run.kind == "train" and run.evaluators:
+    fewest = run.spec.quorum if run.spec.aggregation == "secure" else 1
+    if run.spec.evaluate and run.kind == "train" and run.evaluators >= fewest:
         return Moved(replace(run, kind="evaluate"), (), (Open(max(run.number, run.beyond) + 1),))
     return _finish(run, "finished", f"{run.closed} rounds closed")
 

@@ -1,14 +1,15 @@
-"""Closing a round, the server's half: the sum of the contributions, the strategy's step, the next model, tile by tile.
+"""Closing a round, the server's half: the aggregate, the strategy's step, the next model, tile by tile.
 
-Pure: what it reads comes through sources, what it makes goes into sinks, and but for strategies that are not
-elementwise nothing larger than a tile is held, however large the model is. The simulator and the coordinator call
-this same function.
-"""
+An aggregate is all that a strategy's server half may know: that of an open round is made of its contributions here,
+that of a secure round of a sum of lanes (koinon_core.secure.total). Pure: what it reads comes through sources, what
+it makes goes into sinks, and but for strategies that are not elementwise nothing larger than a tile is held,
+however large the model is. The simulator and the coordinator call these same functions."""
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -26,7 +27,8 @@ from koinon_core.tiles import Held, Sink, Source, gather, spans
 from koinon_core.update import Head, Layout, unpack_state
 
 __all__ = [
-    "Closing", "Contribution", "Into", "close", "digest_of_tensors", "evaluate", "metrics_of", "numbers_of", "staged",
+    "Aggregate", "Closing", "Contribution", "Into", "close", "digest_of_tensors", "evaluate", "judge", "metrics_of",
+    "numbers_of", "staged", "step",
 ]  # fmt: skip
 
 
@@ -51,11 +53,65 @@ class Into:
 @dataclass(frozen=True, slots=True)
 class Closing:
     """What a round made, beside what went into its sinks: the metrics of its participants, the digest of the sum (its
-    integers, and the numbers that were joined beside it), and the digest of the next model's tensors."""
+    integers, and the numbers that were joined beside it), and the digest of the next model's tensors. `evaluated`
+    is how many of them evaluated the round's model, `tuning` what the next secure round is sized by."""
 
     metrics: Mapping[str, float]
     sum: str
     weights: str = ""
+    evaluated: int = 0
+    tuning: str = ""
+
+
+class Aggregate(Protocol):
+    """What the updates of a round come to. `count` is of devices, `totals` are the strategy's plain sums, `metrics` as
+    `metrics_of` has them, and `floored` names buffers that what was rounded must not make negative."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def totals(self) -> Mapping[str, float]: ...
+    @property
+    def evaluated(self) -> int: ...
+    @property
+    def tuning(self) -> str: ...
+    @property
+    def floored(self) -> frozenset[str]: ...
+    def values(self, name: str, offset: int) -> Array:
+        """A tile of a section of the update: its mean, or what its rule joins it to."""
+        ...
+
+    def digest(self) -> str:
+        """Of the sum; taken once all tiles were."""
+        ...
+
+
+class _Opened:
+    """The aggregate of an open round."""
+
+    tuning = ""
+    floored: frozenset[str] = frozenset()
+
+    def __init__(
+        self, strategy: Strategy, layout: Layout, terms: Terms, contributions: Sequence[Contribution]
+    ):
+        given = staged(strategy, contributions)
+        self.metrics = metrics_of(contributions)
+        self.totals = _totals(strategy, contributions)
+        self.count, self.weight = len(given), float(sum(s.weight for s in given))
+        self.evaluated = sum(bool(c.head.evaluation) for c in contributions)
+        self._sum = Sum(given, layout.update, layout.how)
+        self._numbers = numbers_of(strategy, terms, contributions)
+
+    def values(self, name: str, offset: int) -> Array:
+        return self._sum.values(name, offset)
+
+    def digest(self) -> str:
+        return self._sum.digest(self._numbers)
 
 
 def close(
@@ -66,23 +122,37 @@ def close(
 
     The result depends on the set of contributions alone: not on their order, nor on threads.
     """
-    metrics = metrics_of(contributions)
-    numbers = numbers_of(strategy, terms, contributions)
-    layout = layout.under(terms)
-    total = Sum(staged(strategy, contributions), layout.update, layout.how)
-    agg = _numbers(strategy, layout, total, contributions, population)
+    total = _Opened(strategy, layout.under(terms), terms, contributions)
+    return step(strategy, layout, shape, terms, population, w, state, total, into)
+
+
+def step(
+    strategy: Strategy, layout: Layout, shape: Shape, terms: Terms, population: int, w: Source, state: Source,
+    total: Aggregate, into: Into,
+) -> Closing:  # fmt: skip
+    """Take the strategy's step by the aggregate `total`. BadBlob if no finite model comes of it."""
+    agg = _numbers(strategy, layout, total, population)
     if shape.tilewise:
-        step: Source = _Tilewise(strategy, layout, shape, agg, total, state, into, _rng(terms))
+        change: Source = _Tilewise(strategy, layout, shape, agg, total, state, into, _rng(terms))
     else:
-        step = Held(_whole(strategy, layout, shape, agg, total, state, into, _rng(terms)))
-    weights, squares = _write_model(layout, w, step, total, into.model)
+        change = Held(_whole(strategy, layout, shape, agg, total, state, into, _rng(terms)))
+    weights, squares = _write_model(layout, w, change, total, into.model)
     norm = math.sqrt(exact.join(squares))
-    return Closing({**metrics, "step.norm": norm}, total.digest(numbers), weights)
+    return Closing(
+        {**total.metrics, "step.norm": norm}, total.digest(), weights, total.evaluated, total.tuning
+    )
 
 
 def evaluate(strategy: Strategy, terms: Terms, contributions: Sequence[Contribution]) -> Closing:
     """The same for a round that only evaluates."""
-    return Closing(metrics_of(contributions), sha256(numbers_of(strategy, terms, contributions)))
+    evaluated = sum(bool(c.head.evaluation) for c in contributions)
+    digest = sha256(numbers_of(strategy, terms, contributions))
+    return Closing(metrics_of(contributions), digest, evaluated=evaluated)
+
+
+def judge(total: Aggregate) -> Closing:
+    """The same for the aggregate of a round that only evaluates."""
+    return Closing(total.metrics, total.digest(), evaluated=total.evaluated)
 
 
 def staged(strategy: Strategy, contributions: Sequence[Contribution]) -> list[Staged]:
@@ -103,18 +173,15 @@ def _totals(strategy: Strategy, contributions: Sequence[Contribution]) -> dict[s
     return {n: math.fsum(c.head.totals[n] for c in contributions) for n in strategy.totals()}
 
 
-def _numbers(
-    strategy: Strategy, layout: Layout, total: Sum, contributions: Sequence[Contribution], population: int
-) -> Agg:
+def _numbers(strategy: Strategy, layout: Layout, total: Aggregate, population: int) -> Agg:
     """The aggregate without its tensors."""
     squares = math.nan
     if Need.SQ_NORM in strategy.needs:
         tiles = (total.values(f"delta/{f.name}", o) for f in layout.params for o, _ in spans(f))
         squares = exact.join(exact.dot(tile, tile) for tile in tiles)
-    weights = [s.weight for s in staged(strategy, contributions)]
     return Agg(
-        mean=Tensors(), extra={}, totals=_totals(strategy, contributions), count=len(weights),
-        weight=float(sum(weights)), population=population, sq_norm=squares,
+        mean=Tensors(), extra={}, totals=total.totals, count=total.count, weight=total.weight,
+        population=population, sq_norm=squares,
     )  # fmt: skip
 
 
@@ -123,7 +190,7 @@ class _Tilewise:
     the state's tile goes on at the same time."""
 
     def __init__(
-        self, strategy: Strategy, layout: Layout, shape: Shape, agg: Agg, total: Sum, state: Source, into: Into,
+        self, strategy: Strategy, layout: Layout, shape: Shape, agg: Agg, total: Aggregate, state: Source, into: Into,
         rng: np.random.Generator,
     ):  # fmt: skip
         self._strategy, self._layout, self._shape, self._agg = strategy, layout, shape, agg
@@ -154,7 +221,7 @@ def _check_tile(state: State, shape: Shape, name: str) -> None:
 
 
 def _whole(
-    strategy: Strategy, layout: Layout, shape: Shape, agg: Agg, total: Sum, state: Source, into: Into,
+    strategy: Strategy, layout: Layout, shape: Shape, agg: Agg, total: Aggregate, state: Source, into: Into,
     rng: np.random.Generator,
 ) -> Tensors:  # fmt: skip
     """The step of any other strategy, which gets the whole mean and its whole state at once."""
@@ -171,7 +238,9 @@ def _whole(
 _CHANGED = "the strategy's state changed its names, shapes or dtypes; its server half must keep them"
 
 
-def _write_model(layout: Layout, w: Source, step: Source, total: Sum, model: Sink) -> tuple[str, list[float]]:
+def _write_model(
+    layout: Layout, w: Source, step: Source, total: Aggregate, model: Sink
+) -> tuple[str, list[float]]:
     """Write the next model. Returns the digest of its tensors, and the step's squares, to be joined."""
     squares: list[float] = []
     digest = hashlib.sha256()
@@ -185,6 +254,8 @@ def _write_model(layout: Layout, w: Source, step: Source, total: Sum, model: Sin
                 after = (before + change).astype(before.dtype, copy=False)
             elif name in layout.buffers.by_name:
                 after = (before + total.values(f"delta/{name}", offset)).astype(before.dtype, copy=False)
+                if name in total.floored:
+                    after = np.maximum(after, 0)
             elif name in layout.counters.by_name:
                 after = total.values(f"count/{name}", offset)
             else:  # each device's own: the model keeps what it began with

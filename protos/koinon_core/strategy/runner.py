@@ -7,16 +7,18 @@ and after.
 
 from dataclasses import dataclass, field, replace
 
-from koinon_core.blob import Blob
+from koinon_core.blob import NO_BYTES, Blob
 from koinon_core.canonical import canonical, sha256
 from koinon_core.draft import Draft, MemoryDraft
 from koinon_core.errors import BadBlob, BadUpdate
 from koinon_core.round.terms import Terms
+from koinon_core.secure.device import Lanes, capped
+from koinon_core.secure.scratch import MemoryScratch, Scratches
 from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.encoding import Encoder
 from koinon_core.strategy.protocol import Base, Plan, State, Strategy, Up, Work
 from koinon_core.tensors import Array, Tensors
-from koinon_core.tiles import Held, Made, Source, gather
+from koinon_core.tiles import Held, Made, Source, gather, spans
 from koinon_core.update import Head, Layout, Stats
 
 __all__ = ["LocalHalf", "Prepared", "has_device_half"]
@@ -52,7 +54,8 @@ def dither_key(terms: Terms, client: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class LocalHalf:
-    """The device half of one run's strategy."""
+    """The device half of one run's strategy. In a secure round everything that leaves is in lanes, and nothing
+    beside."""
 
     strategy: Strategy
     layout: Layout
@@ -77,10 +80,10 @@ class LocalHalf:
 
     def prepare(
         self, *, state: State, down: State, work: Work, start: Source, end: Source, terms: Terms, head: Head,
-        client: str, draft: Draft | None = None,
+        client: str, draft: Draft | None = None, scratch: Scratches = MemoryScratch,
     ) -> Prepared:  # fmt: skip
         """The update from weights `start` to `end`, written into `draft`. BadUpdate, in one sentence, if it may not be
-        sent."""
+        sent. `scratch` has room for what a secure round needs to read more than once."""
         layout, mine = self.layout.under(terms), _without_sdk(state)
         changes = Made(lambda name, offset: _change(layout, start, end, name, offset))
         learned, up = None, Up(Tensors())
@@ -89,21 +92,80 @@ class LocalHalf:
             up = self.strategy.finish(mine, down, work, learned)
         head = replace(head, totals=dict(up.totals))
         source = changes if learned is None else _finished(layout, up, changes)
+        encode = self._in_lanes if terms.aggregation == "secure" else self._in_the_open
         try:
-            head.check(trained=True, max_examples=terms.max_examples, totals=self.strategy.totals())
-            encoder = Encoder(layout, source, state.get(_RESIDUAL, Tensors()), dither_key(terms, client))
-            blob, sent = encoder.write(draft or MemoryDraft(), keep=learned is not None)
+            made = encode(
+                layout, source, start, end, state, terms, head, client, draft or MemoryDraft(), scratch
+            )
         except BadBlob as error:
             raise BadUpdate(f"this update is not sent: {error}") from error
         committed: dict[str, Tensors] = {}
         if learned is not None:
-            assert sent is not None
-            committed |= self.strategy.commit(mine, down, work, learned, layout.split(sent, head.totals))
-        if encoder.residual:
-            committed[_RESIDUAL] = Tensors(encoder.residual)
+            committed |= self.strategy.commit(mine, down, work, learned, layout.split(made.sent, head.totals))
+        if made.residual:
+            committed[_RESIDUAL] = made.residual
         if layout.local:
             committed[_OWN] = gather(end, layout.model.only(layout.local))
-        return Prepared(blob, head, committed, encoder.stats)
+        return Prepared(made.blob, made.head, committed, made.stats)
+
+    def evaluated(
+        self, terms: Terms, head: Head, state: State, client: str, draft: Draft | None = None
+    ) -> Prepared:  # fmt: skip
+        """What a round that only evaluates gets: the head, or in a secure round its lanes. BadUpdate if there can be
+        none."""
+        if terms.aggregation != "secure":
+            return Prepared(NO_BYTES, head, state)
+        lanes = Lanes(terms, self.strategy, self.layout, client)
+        try:
+            blob, _ = lanes.write(Held({}), capped(head, terms.max_examples), draft or MemoryDraft())
+        except BadBlob as error:
+            raise BadUpdate(f"this evaluation is not sent: {error}") from error
+        return Prepared(blob, Head(), state)
+
+    def _in_the_open(
+        self, layout: Layout, source: Source, start: Source, end: Source, state: State, terms: Terms, head: Head,
+        client: str, draft: Draft, scratch: Scratches,
+    ) -> "_Encoded":  # fmt: skip
+        head.check(trained=True, max_examples=terms.max_examples, totals=self.strategy.totals())
+        encoder = Encoder(layout, source, state.get(_RESIDUAL, Tensors()), dither_key(terms, client))
+        blob, sent = encoder.write(draft, keep=not self.light)
+        return _Encoded(blob, sent or Tensors(), head, Tensors(encoder.residual), encoder.stats)
+
+    def _in_lanes(
+        self, layout: Layout, source: Source, start: Source, end: Source, state: State, terms: Terms, head: Head,
+        client: str, draft: Draft, scratch: Scratches,
+    ) -> "_Encoded":  # fmt: skip
+        head = capped(head, terms.max_examples)
+        # Metrics that cannot be summed have no lane, and are no reason to hold an update back.
+        plain = replace(head, training={}, evaluation={})
+        plain.check(trained=True, max_examples=terms.max_examples, totals=self.strategy.totals())
+        _check_equal(layout, start, end)
+        lanes = Lanes(terms, self.strategy, layout, client)
+        blob, sent = lanes.write(source, head, draft, keep=not self.light, scratch=scratch)
+        return _Encoded(blob, sent or Tensors())
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """An update's bytes; what the coordinator will count of it, where the strategy needs to know; and what goes
+    along in clear or stays behind: of a secure round's, nothing."""
+
+    blob: Blob
+    sent: Tensors
+    head: Head = field(default_factory=Head)
+    residual: Tensors = field(default_factory=Tensors)
+    stats: Stats = field(default_factory=Stats)
+
+
+def _check_equal(layout: Layout, start: Source, end: Source) -> None:
+    """BadBlob unless what is equal on all devices is here as the round's model, which the terms name, has it."""
+    for f in layout.counters:
+        for offset, _ in spans(f):
+            here = end.values(f.name, offset)
+            if here.tobytes() != start.values(f.name, offset).astype(here.dtype, copy=False).tobytes():
+                raise BadBlob(
+                    f"{f.name!r} is not what the model has, and in this run it must be equal on all devices"
+                )
 
 
 def _without_sdk(state: State) -> State:

@@ -8,9 +8,11 @@ from typing import Generic, Literal, TypeVar
 
 from google.protobuf.message import Message
 
-from koinon_core.wire.v1 import blobs_pb2, fleet_pb2, runs_pb2
+from koinon_core.wire.v1 import blobs_pb2, enrolment_pb2, fleet_pb2, runs_pb2
 
-__all__ = ["BLOBS", "ERROR_KEY", "FLEET", "RUNS", "TOKEN_KEY", "Method", "Shape"]
+__all__ = [
+    "BLOBS", "DIRECTORY", "ENROLMENT", "ERROR_KEY", "FLEET", "IDENTITY", "RUNS", "TOKEN_KEY", "Method", "Shape",
+]  # fmt: skip
 
 Shape = Literal["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 
@@ -74,4 +76,56 @@ class RUNS:
     REPLAY = Method("RunsService", "Replay", "unary_stream", runs_pb2.ReplayRequest, runs_pb2.ReplayResponse)
     UPDATES = Method(
         "RunsService", "Updates", "unary_stream", runs_pb2.UpdatesRequest, runs_pb2.UpdatesResponse
+    )
+
+
+class ENROLMENT:
+    """What a device calls that has a token and no certificate yet, on a listener of its own."""
+
+    ENROL = Method(
+        "EnrolmentService", "Enrol", "unary_unary", enrolment_pb2.EnrolRequest, enrolment_pb2.EnrolResponse
+    )
+
+
+class IDENTITY:
+    """What everybody calls about their own certificate."""
+
+    RENEW = Method(
+        "IdentityService", "Renew", "unary_unary", enrolment_pb2.RenewRequest, enrolment_pb2.RenewResponse
+    )
+
+
+def _directory(name: str, request: type[Req], response: type[Res]) -> Method[Req, Res]:
+    return Method("DirectoryService", name, "unary_unary", request, response)
+
+
+class DIRECTORY:
+    """What operators call about devices, operators and the roster."""
+
+    CREATE_TOKEN = _directory(
+        "CreateToken", enrolment_pb2.CreateTokenRequest, enrolment_pb2.CreateTokenResponse
+    )
+    LIST_DEVICES = _directory(
+        "ListDevices", enrolment_pb2.ListDevicesRequest, enrolment_pb2.ListDevicesResponse
+    )
+    REVOKE_DEVICE = _directory(
+        "RevokeDevice", enrolment_pb2.RevokeDeviceRequest, enrolment_pb2.RevokeDeviceResponse
+    )
+    LABEL_DEVICE = _directory(
+        "LabelDevice", enrolment_pb2.LabelDeviceRequest, enrolment_pb2.LabelDeviceResponse
+    )
+    LIST_OPERATORS = _directory(
+        "ListOperators", enrolment_pb2.ListOperatorsRequest, enrolment_pb2.ListOperatorsResponse
+    )
+    CREATE_OPERATOR = _directory(
+        "CreateOperator", enrolment_pb2.CreateOperatorRequest, enrolment_pb2.CreateOperatorResponse
+    )
+    REVOKE_OPERATOR = _directory(
+        "RevokeOperator", enrolment_pb2.RevokeOperatorRequest, enrolment_pb2.RevokeOperatorResponse
+    )
+    EXPORT_ROSTER = _directory(
+        "ExportRoster", enrolment_pb2.ExportRosterRequest, enrolment_pb2.ExportRosterResponse
+    )
+    IMPORT_ROSTER = _directory(
+        "ImportRoster", enrolment_pb2.ImportRosterRequest, enrolment_pb2.ImportRosterResponse
     )

@@ -31,7 +31,7 @@ class AttendResponse(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[CoordinatorMessage, _Mapping]]] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "join", "offer", "answer", "leave", "progress", "recall", "ahead")
+    __slots__ = ("hello", "join", "offer", "answer", "leave", "progress", "recall", "ahead", "voice")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class DeviceMessage(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RECALL_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
+    VOICE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     join: Join
     offer: Offer
@@ -48,10 +49,11 @@ class DeviceMessage(_message.Message):
     progress: Progress
     recall: Recall
     ahead: Ahead
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ...) -> None: ...
+    voice: Voice
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ..., voice: _Optional[_Union[Voice, _Mapping]] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "joined", "ask", "receipt", "cancel", "ended", "trouble", "standing")
+    __slots__ = ("welcome", "joined", "ask", "receipt", "cancel", "ended", "trouble", "standing", "call")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +62,7 @@ class CoordinatorMessage(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     joined: Joined
     ask: Ask
@@ -68,7 +71,8 @@ class CoordinatorMessage(_message.Message):
     ended: Ended
     trouble: Trouble
     standing: Standing
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., trouble: _Optional[_Union[Trouble, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
+    call: Call
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., trouble: _Optional[_Union[Trouble, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "client", "instance", "version", "boot")
@@ -326,3 +330,37 @@ class Trouble(_message.Message):
     code: str
     message: str
     def __init__(self, run: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Call(_message.Message):
+    __slots__ = ("run", "round", "attempt", "collection", "payload", "epoch")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    attempt: int
+    collection: str
+    payload: bytes
+    epoch: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., collection: _Optional[str] = ..., payload: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Voice(_message.Message):
+    __slots__ = ("run", "round", "attempt", "collection", "terms_digest", "payload", "update")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    TERMS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    attempt: int
+    collection: str
+    terms_digest: str
+    payload: bytes
+    update: Content
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., collection: _Optional[str] = ..., terms_digest: _Optional[str] = ..., payload: _Optional[bytes] = ..., update: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...

@@ -22,7 +22,7 @@ class CreateResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ...) -> None: ...
 
 class RunInfo(_message.Message):
-    __slots__ = ("id", "name", "status", "reason", "rounds_closed", "rounds", "created_at", "ended_at", "strategy", "devices", "waiting_for")
+    __slots__ = ("id", "name", "status", "reason", "rounds_closed", "rounds", "created_at", "ended_at", "strategy", "devices", "waiting_for", "aggregation")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class RunInfo(_message.Message):
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     status: str
@@ -45,7 +46,8 @@ class RunInfo(_message.Message):
     strategy: str
     devices: int
     waiting_for: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., rounds_closed: _Optional[int] = ..., rounds: _Optional[int] = ..., created_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., strategy: _Optional[str] = ..., devices: _Optional[int] = ..., waiting_for: _Optional[str] = ...) -> None: ...
+    aggregation: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., rounds_closed: _Optional[int] = ..., rounds: _Optional[int] = ..., created_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., strategy: _Optional[str] = ..., devices: _Optional[int] = ..., waiting_for: _Optional[str] = ..., aggregation: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()
@@ -86,7 +88,7 @@ class GetResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., spec: _Optional[bytes] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ..., incidents: _Optional[_Iterable[_Union[Incident, _Mapping]]] = ..., attached: _Optional[_Iterable[str]] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., audit_number: _Optional[int] = ..., audit_hash: _Optional[str] = ...) -> None: ...
 
 class RoundInfo(_message.Message):
-    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head", "bits", "nmse", "upload_s", "fold_s")
+    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head", "bits", "nmse", "upload_s", "fold_s", "secure", "attempt", "awaited")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +114,9 @@ class RoundInfo(_message.Message):
     NMSE_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_S_FIELD_NUMBER: _ClassVar[int]
     FOLD_S_FIELD_NUMBER: _ClassVar[int]
+    SECURE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
     number: int
     kind: str
     status: str
@@ -130,7 +135,10 @@ class RoundInfo(_message.Message):
     nmse: float
     upload_s: float
     fold_s: float
-    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., bits: _Optional[float] = ..., nmse: _Optional[float] = ..., upload_s: _Optional[float] = ..., fold_s: _Optional[float] = ...) -> None: ...
+    secure: bool
+    attempt: int
+    awaited: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., bits: _Optional[float] = ..., nmse: _Optional[float] = ..., upload_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., secure: bool = ..., attempt: _Optional[int] = ..., awaited: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ParticipantInfo(_message.Message):
     __slots__ = ("client", "status", "reason", "answered_at", "bytes_up", "examples")
@@ -269,7 +277,7 @@ class UpdatesResponse(_message.Message):
     def __init__(self, updates: _Optional[_Iterable[_Union[UpdateInfo, _Mapping]]] = ...) -> None: ...
 
 class UpdateInfo(_message.Message):
-    __slots__ = ("round", "client", "digest", "codec", "bytes", "at", "status", "reason", "kept", "upload_s", "head", "stats")
+    __slots__ = ("round", "client", "digest", "codec", "bytes", "at", "status", "reason", "kept", "upload_s", "head", "stats", "secure")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +290,7 @@ class UpdateInfo(_message.Message):
     UPLOAD_S_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    SECURE_FIELD_NUMBER: _ClassVar[int]
     round: int
     client: str
     digest: str
@@ -294,4 +303,5 @@ class UpdateInfo(_message.Message):
     upload_s: float
     head: _fleet_pb2.Head
     stats: _fleet_pb2.Stats
-    def __init__(self, round: _Optional[int] = ..., client: _Optional[str] = ..., digest: _Optional[str] = ..., codec: _Optional[str] = ..., bytes: _Optional[int] = ..., at: _Optional[float] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., kept: bool = ..., upload_s: _Optional[float] = ..., head: _Optional[_Union[_fleet_pb2.Head, _Mapping]] = ..., stats: _Optional[_Union[_fleet_pb2.Stats, _Mapping]] = ...) -> None: ...
+    secure: bool
+    def __init__(self, round: _Optional[int] = ..., client: _Optional[str] = ..., digest: _Optional[str] = ..., codec: _Optional[str] = ..., bytes: _Optional[int] = ..., at: _Optional[float] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., kept: bool = ..., upload_s: _Optional[float] = ..., head: _Optional[_Union[_fleet_pb2.Head, _Mapping]] = ..., stats: _Optional[_Union[_fleet_pb2.Stats, _Mapping]] = ..., secure: bool = ...) -> None: ...

@@ -1,0 +1,160 @@
+"""The state of a round at the coordinator: a value, which `machine.step` turns into the next one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from koinon_core.round.effects import Effect
+from koinon_core.round.terms import Terms
+from koinon_core.secagg.cohort import Cohort
+
+__all__ = ["MASKED_STAGES", "Collection", "Effects", "Made", "Masking", "Round", "Stage"]
+
+Stage = Literal[
+    "joined", "update", "keys", "shares", "masked", "consistent", "reveal", "folding", "closed", "abandoned"
+]
+Effects = tuple[Effect, ...]
+MASKED_STAGES = ("keys", "shares", "masked", "consistent", "reveal")
+"""The collections of a secure round, once devices have joined."""
+_SUMMED = ("consistent", "reveal", "folding", "closed")  # an open round is never in the first two
+_WANTED = {
+    "keys": "trained devices",
+    "shares": "shares of the devices' secrets",
+    "masked": "masked updates",
+    "consistent": "the devices to agree on who is in the sum",
+    "reveal": "what opens the sum",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """Who is asked, who was heard (with the digest of what they said), who left (with the reason)."""
+
+    asked: frozenset[str] = frozenset()
+    heard: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+    deadline: float | None = None
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        return self.asked - self.heard.keys() - self.left.keys()
+
+    def hear(self, client: str, digest: str) -> "Collection":
+        return replace(self, heard={**self.heard, client: digest})
+
+    def lose(self, client: str, reason: str) -> "Collection":
+        return replace(self, left={**self.left, client: reason})
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a round made, by digest: the model, the strategy's state, and the sum as integers."""
+
+    model: str = ""
+    state: str = ""
+    sum: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masking:
+    """What a secure round has beside: the attempt that is under way, the collection that it is in, and what the ones
+    before it came to.
+
+    `cohorts` are the groups that go on, each with its graph; `shares` those whose shares of their secrets are here
+    (U2); `missing` says whose shares a device could not read; `signed` who agreed to the devices in the sum. `excluded`
+    may not be in another attempt, and `thorough` asks for all answers that are still out, because those of the quorum
+    did not open the sum.
+    """
+
+    attempt: int = 0
+    now: Collection = Collection()
+    cohorts: tuple[Cohort, ...] = ()
+    leaves: Mapping[str, str] = field(default_factory=dict)
+    shares: frozenset[str] = frozenset()
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    signed: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
+    thorough: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One round's state. It is a value: `step` returns a new one.
+
+    `update` says of everybody who was asked what became of their update; in a secure round the collection that is
+    under way is `masking.now`.
+    """
+
+    terms: Terms
+    stage: Stage
+    joined: Collection
+    update: Collection
+    goal: int
+    opened_at: float
+    asked_at: float | None = None
+    folding_at: float | None = None
+    ended_at: float | None = None
+    gives_up_at: float | None = None
+    reason: str = ""
+    made: Made = Made()
+    masking: Masking = Masking()
+
+    @property
+    def over(self) -> bool:
+        return self.stage in ("closed", "abandoned")
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Who is in the sum: fixed when the collection of updates closes, sorted."""
+        return tuple(sorted(self.update.heard)) if self.stage in _SUMMED else ()
+
+    def enough(self, heard: Iterable[str]) -> bool:
+        """Whether these answers are worth a sum. A count for open rounds; a secure round's collections ask for
+        enough heard around everyone who is still needed."""
+        return len(set(heard)) >= self.terms.quorum
+
+    @property
+    def wakes_at(self) -> float | None:
+        """When a Tick is due, whatever else happens."""
+        return self.collecting.deadline if self.collecting else None
+
+    @property
+    def secure(self) -> bool:
+        return self.terms.aggregation == "secure"
+
+    @property
+    def collecting(self) -> Collection | None:
+        """The collection that is open."""
+        if self.stage in MASKED_STAGES:
+            return self.masking.now
+        return {"joined": self.joined, "update": self.update}.get(self.stage)
+
+    def awaits(self, client: str) -> bool:
+        """Whether this device owes an answer."""
+        return self.stage != "joined" and self.collecting is not None and client in self.collecting.awaited
+
+    @property
+    def waiting_for(self) -> str:
+        """One sentence for the operator; empty when the round is over."""
+        quorum = self.terms.quorum
+        if self.stage == "joined":
+            n = len(self.joined.heard)
+            if n < quorum:
+                return f"round {self.terms.round} waits for devices: {n} of at least {quorum} have joined"
+            return f"round {self.terms.round} waits a moment for more devices: {n} of {self.terms.invited}"
+        if self.stage == "update":
+            names = sorted(self.update.awaited)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            return (
+                f"round {self.terms.round} waits for updates: {len(self.update.heard)} of {self.goal} are in, "
+                f"still out: {', '.join(names[:5])}{more}"
+            )
+        if self.stage in MASKED_STAGES:
+            now, names = self.masking.now, sorted(self.masking.now.awaited)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            again = f" (attempt {self.masking.attempt + 1})" if self.masking.attempt else ""
+            return (
+                f"round {self.terms.round} waits for {_WANTED[self.stage]}{again}: {len(now.heard)} of "
+                f"{len(now.asked)} are in, still out: {', '.join(names[:5])}{more}"
+            )
+        return f"round {self.terms.round} is being summed" if self.stage == "folding" else ""

@@ -1,0 +1,59 @@
+"""Numbers that are no tensors (examples, losses, metrics) as exact lanes: no message has a field for one device's.
+
+A metric has two lanes, the sum of value times examples and that of the examples it was taken over, so that a device
+which did not measure it counts for nothing. What is not finite, or larger than `MOST`, is left out, and so is what the
+run does not name: a loss that exploded must not keep the rest of an update from being counted.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from koinon_core.round.terms import Kind
+from koinon_core.update import Head
+
+__all__ = ["MOST", "Measured", "labels_of", "measured", "values_of"]
+
+MOST = float(1 << 14)
+"""The largest |value| of a metric. Sums keep at least 2^-16 of it for a thousand devices of a million examples."""
+
+
+class Measured(NamedTuple):
+    """What the lanes of a sum say: the examples trained on (None where devices weigh by them: then it is the weight),
+    the devices that evaluated the round's model, and the mean of each metric."""
+
+    examples: int | None
+    evaluated: int
+    means: Mapping[str, float]
+
+
+def labels_of(kind: Kind, metrics: Sequence[str], *, examples: bool) -> tuple[str, ...]:
+    """The lanes of a round: `train.NAME` and `eval.NAME` with the examples of each (`... of`)."""
+    said = ("train", "eval") if kind == "train" else ("eval",)
+    pairs = [f"{prefix}.{name}{tail}" for prefix in said for name in metrics for tail in ("", " of")]
+    return (*(("examples",) if examples and kind == "train" else ()), "evaluated", *pairs)
+
+
+def values_of(labels: Sequence[str], head: Head) -> list[float]:
+    """A device's own lanes. `head` has its examples capped already."""
+    values = {"examples": float(head.examples), "evaluated": float(bool(head.evaluation))}
+    for prefix, metrics, weight in (
+        ("train", head.training, head.examples),
+        ("eval", head.evaluation, head.evaluation_examples),
+    ):
+        for name, value in metrics.items():
+            if weight > 0 and abs(value) <= MOST:  # NaN is not
+                values |= {f"{prefix}.{name}": value * weight, f"{prefix}.{name} of": float(weight)}
+    return [values.get(label, 0.0) for label in labels]
+
+
+def measured(labels: Sequence[str], sums: Sequence[float]) -> Measured:
+    """What the sums of lanes say."""
+    by = dict(zip(labels, sums, strict=True))
+    means = {
+        name: by[name] / by[f"{name} of"]
+        for name in sorted(by)
+        if by.get(f"{name} of", 0.0) > 0 and math.isfinite(by[name])
+    }
+    examples = int(by["examples"]) if "examples" in by else None
+    return Measured(examples, int(by["evaluated"]), means)
