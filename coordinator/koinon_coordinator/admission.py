@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from koinon_coordinator.closing import Plan, open_update
 from koinon_coordinator.ledger import Item
-from koinon_coordinator.store import Incident, Part, Store, UpdateRow
+from koinon_coordinator.store import Incident, Part, PayloadRow, Store, UpdateRow
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
@@ -18,11 +18,16 @@ from koinon_core.fold import check_codecs, verify
 from koinon_core.round.machine import Round
 from koinon_core.round.terms import Terms
 from koinon_core.run import Run
+from koinon_core.secagg.adverts import Trust
+from koinon_core.secure.sessions import Heard, Sessions, masked_size
 from koinon_core.tiles import Held, Source
 from koinon_core.update import Head, Stats
 from koinon_core.wire.convert import INLINE
 
-__all__ = ["Answer", "admit", "check_upload"]
+__all__ = ["Answer", "Voice", "admit", "check_upload", "hear"]
+
+_MASKED = "masked"
+_LONGEST = 4 << 20  # bytes of what a device says in a session: shares for all of some thousand neighbours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,22 @@ class Answer:
     data: bytes
     head: Head
     stats: Stats = field(default_factory=Stats)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voice:
+    """What a device said in a collection of a secure round. `digest` and `size` are those of the masked update, whose
+    bytes are `data` where they came along."""
+
+    client: str
+    round: int
+    attempt: int
+    collection: str
+    terms: str
+    payload: bytes
+    digest: str = ""
+    size: int = 0
+    data: bytes = b""
 
 
 def admit(store: Store, plan: Plan, run: Run, answer: Answer, now: float) -> Item:
@@ -60,8 +81,64 @@ def admit(store: Store, plan: Plan, run: Run, answer: Answer, now: float) -> Ite
     return Item(runs.Answered(now, client, number, answer.digest), update=update)
 
 
-def check_upload(plan: Plan, size: int) -> None:
-    """Raise BadBlob for an update larger than this run's can be."""
+def hear(store: Store, run: Run, sessions: Sessions | None, voice: Voice, trust: Trust, now: float) -> Item:
+    """The same for what a device said in a secure round; `sessions` are those of the round, if one is open."""
+    client, number = voice.client, voice.round
+    fact = runs.Voiced(
+        now, client, number, voice.attempt, voice.collection, voice.digest or sha256(voice.payload)
+    )
+    if sessions is None or not run.wants(client, number, voice.collection, voice.attempt):
+        return Item(fact)
+    assert run.round is not None
+    terms = run.round.terms
+    try:
+        if voice.terms != terms.digest:
+            raise RemoteProtocolError("what was said is about other terms than this round's")
+        if len(voice.payload) > _LONGEST:
+            raise BadBlob(f"{len(voice.payload)} bytes are more than a device has to say in a session")
+        heard = sessions.check(client, voice.payload, trust)
+        update = _masked(store, terms, voice, heard, now) if voice.collection == _MASKED else None
+    except (BadBlob, RemoteProtocolError) as error:
+        reason = f"refused: {error}"
+        return Item(
+            runs.Resigned(now, client, number, "REFUSED", reason),
+            incident=Incident(now, client, number, error.code, reason),
+        )
+    fact = replace(fact, digest=heard.digest, missing=heard.missing)
+    payload = PayloadRow(number, voice.attempt, voice.collection, client, voice.payload)
+    incident = None
+    if heard.missing:
+        names = ", ".join(sorted(heard.missing)[:5])
+        unread = f"could not read the shares of {len(heard.missing)} devices ({names})"
+        incident = Incident(now, client, number, "UNREADABLE", unread)
+    return Item(fact, update=update, payload=payload, incident=incident, keys=heard.keys)
+
+
+def _masked(store: Store, terms: Terms, voice: Voice, heard: Heard, now: float) -> UpdateRow:
+    """The row of a masked update: nothing of what it is made of is known, and nothing is asked."""
+    said = heard.masked
+    assert said is not None
+    if (voice.digest, voice.size) != (said.sha256, said.size):
+        raise BadBlob("the masked update is not the one that its device signed")
+    part = Part(terms.run, voice.round, voice.client)
+    data = voice.data if len(voice.data) == said.size else None
+    if data is not None:
+        if len(data) > INLINE or sha256(data) != said.sha256:
+            raise BadBlob("the masked update's bytes are not what its digest says; send them again")
+    elif not store.uploads.has(part, said.sha256):
+        raise BadBlob("the masked update's bytes never arrived; upload them before they are handed in")
+    took = 0.0 if data is not None else store.uploads.seconds(part, said.sha256)
+    return UpdateRow(
+        voice.client, voice.round, said.sha256, said.size, terms.codec, Head(), now, data, upload_s=took
+    )
+
+
+def check_upload(plan: Plan, size: int, terms: Terms | None = None) -> None:
+    """Raise BadBlob for an update larger than this run's can be, or than those of a round with these terms are."""
+    if terms is not None and terms.aggregation == "secure":
+        if size > masked_size(terms):
+            raise BadBlob(f"an upload of {size} bytes is refused: a masked update has {masked_size(terms)}")
+        return
     limit = codec.size_limit(plan.layout.update)
     if size > limit:
         raise BadBlob(f"an update of {size} bytes is refused: this run's model needs at most {limit}")

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -47,10 +48,74 @@ def _root(
     pass
 
 
-@app.command(epilog="Example: koinon-coordinator serve --db sqlite:///koinon.db --listen 127.0.0.1:8440")
+Dir = Annotated[Path, typer.Option("--dir", envvar="KOINON_FEDERATION", help="The federation's folder.")]
+_DIR = Path("koinon-federation")
+
+
+@app.command(epilog="Example: koinon-coordinator init --dir koinon-federation --domain hospitals.example.org")
+def init(
+    folder: Dir = _DIR,
+    domain: Annotated[str, typer.Option(help="Its trust domain; default: one is drawn.")] = "",
+    admin: Annotated[str, typer.Option(help="The first admin's name.")] = "admin",
+    outside_ca: Annotated[
+        bool, typer.Option("--outside-ca", help="Make no CA: one of your own issues all certificates.")
+    ] = False,
+) -> None:
+    """Make a federation: its CA, the key that signs its roster, and the first admin's credentials."""
+    from koinon_coordinator.identity import Home
+
+    made = Home.init(folder, domain, time.time(), admin=admin, outside=outside_ca)
+    print(f"{made.folder} holds federation {made.domain}; keep it secret, and a backup of it elsewhere")
+    if outside_ca:
+        print(
+            f"its first admin is whoever shows a certificate for spiffe://{made.domain}/operator/{made.admin}"
+        )
+    else:
+        print(f"{made.folder / 'admin'} holds the credentials of its first admin, {made.admin}")
+
+
+@app.command(epilog="Example: koinon-coordinator admin --to ~/.config/koinon/operator")
+def admin(
+    folder: Dir = _DIR,
+    to: Annotated[Path | None, typer.Option(help="Default: admin/ in the federation's folder.")] = None,
+) -> None:
+    """Make the first admin's credentials again, for example when they have expired."""
+    from koinon_coordinator.identity import Home
+
+    home = Home(folder)
+    home.issue_admin(to or folder / "admin", time.time())
+    print(f"{to or folder / 'admin'} holds the credentials of admin {home.admin}")
+
+
+@app.command(
+    epilog="Example: koinon-coordinator serve --db sqlite:///koinon.db --listen 0.0.0.0:8440 --name fl.example.org"
+)
 def serve(
     db: Annotated[str, typer.Option(help="The run database.")] = "sqlite:///koinon.db",
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8440",
+    folder: Dir = _DIR,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plain text and no identities, for this machine alone.")
+    ] = False,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A host name or address that devices use; may be repeated.")
+    ] = None,
+    enrol_listen: Annotated[
+        str | None, typer.Option(help="Where devices enrol; default: the port after --listen's; '': nowhere.")
+    ] = None,
+    health_listen: Annotated[
+        str, typer.Option(help="Where probes are answered, in plain text (grpc.health.v1); default: nowhere.")
+    ] = "",
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT that devices are told, if it is not what this machine sees.")
+    ] = "",
+    enrol_address: Annotated[str, typer.Option(help="The same, of the enrolment listener.")] = "",
+    device_life: Annotated[str, typer.Option(help="How long a device's certificate is good.")] = "7d",
+    tls_cert: Annotated[Path | None, typer.Option(help="An outside CA's certificate of this server.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="The outside CA that issues devices' and operators' certificates.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder for large contents; default: beside the SQLite file.")
     ] = None,
@@ -74,7 +139,9 @@ def serve(
     sys.path.insert(0, os.getcwd())  # an owner's plugin lies where they start from
     config = Config(
         db=db, listen=listen, data=data, quota=quota, plugins=tuple(plugin or ()), uploads=uploads,
-        device_rate=device_rate, device_quota=device_quota,
+        device_rate=device_rate, device_quota=device_quota, insecure=insecure, folder=folder,
+        enrol_listen=enrol_listen, names=tuple(name or ()), address=address, enrol_address=enrol_address,
+        tls_cert=tls_cert, tls_key=tls_key, client_ca=client_ca, device_life=device_life, health_listen=health_listen,
     )  # fmt: skip
     load_plugins(config.plugins)
     _few_arenas()
@@ -85,6 +152,7 @@ async def _serve(config: Config) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said once, by us
     # Imported here: `--help` need not load gRPC and SQLAlchemy.
     from koinon_coordinator.federation import Federation
+    from koinon_coordinator.identity import Security
     from koinon_coordinator.service import serve as serve_federation
     from koinon_coordinator.store import Store
 
@@ -93,13 +161,19 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
+    security = None if config.insecure else Security.of(config)
+
     def ready(port: int) -> None:
-        host = config.listen.rpartition(":")[0]
-        print(f"koinon-coordinator {__version__} listens on {host}:{port}", flush=True)
+        line = f"koinon-coordinator {__version__} listens on {config.listen.rpartition(':')[0]}:{port}"
+        if security is not None and security.enrol_port:
+            line += f", enrols on {config.enrol_at.rpartition(':')[0]}:{security.enrol_port}"
+        print(line, flush=True)
 
     store = await asyncio.to_thread(Store, config.db, config.data, config.quota_bytes)
     try:
-        await serve_federation(Federation(store), config.listen, stop, ready, config.limits)
+        await serve_federation(
+            Federation(store), config.listen, stop, ready, config.limits, security, config.health_listen
+        )
     finally:
         store.close()
 

@@ -4,25 +4,38 @@ Model, state and updates are read and written tile by tile, so that a round cost
 model and however many its devices. Runs in a worker thread; numpy and the codecs release the GIL for most of it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
+from koinon_coordinator.scratch import Room
 from koinon_coordinator.store import Content, Drafts, ModelVersion, Store, UpdateRow
 from koinon_core.codec import Reader, Writer, as_they_are
+from koinon_core.ring import Sum
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
+from koinon_core.secure.total import Total
 from koinon_core.spec import RunSpec
-from koinon_core.strategy.closing import Contribution, Into, close, digest_of_tensors, evaluate
+from koinon_core.strategy.closing import (
+    Closing,
+    Contribution,
+    Into,
+    close,
+    digest_of_tensors,
+    evaluate,
+    judge,
+    step,
+)  # fmt: skip
 from koinon_core.strategy.protocol import Strategy
 from koinon_core.strategy.shape import Shape, begin, shape_of
 from koinon_core.tiles import Held, Last, Sink, Source, Tee, copy
 from koinon_core.update import Layout
 from koinon_core.wire.convert import INLINE
 
-__all__ = ["Closed", "Plan", "close_round", "contributions_of", "first_version", "open_model", "open_update"]
-
+__all__ = [
+    "Closed", "Plan", "close_round", "close_secure", "contributions_of", "first_version", "open_model", "open_update",
+]  # fmt: skip
 
 _WORTH = 0.9  # of a model's bytes: a difference that is larger is not worth a second content
 
@@ -51,12 +64,19 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A round's outcome, the digest of its sum, and the contents that must be written with it."""
+    """A round's outcome, the digest of its sum, and the contents that must be written with it. `evaluated` is how many
+    of its devices evaluated the model that it began with."""
 
     version: ModelVersion
     metrics: dict[str, float]
     sum: str
     contents: list[Content]
+    evaluated: int = 0
+
+    @property
+    def tuning(self) -> str:
+        """What the next secure round is sized by."""
+        return self.version.tuning
 
 
 class _Container:
@@ -141,15 +161,53 @@ def close_round(
     """Sum the `staged` updates and take the strategy's step. Raises BadBlob if no finite model comes of it. `drafts`
     takes what comes of it (default: the store's own); `replay` only looks at it. With `delta`, the difference to the
     model before is made too, for devices that hold that, if it is smaller than the model."""
-    contributions, shape = contributions_of(store, plan, terms, staged), plan.shape
+    contributions = contributions_of(store, plan, terms, staged)
     if terms.kind == "evaluate":
-        judged = evaluate(plan.strategy, terms, contributions)
-        return Closed(version, dict(judged.metrics), judged.sum, [])
-    drafts = drafts or store.draft
+        return _judged(version, evaluate(plan.strategy, terms, contributions))
+
+    def take(w: Source, state: Source, into: Into) -> Closing:
+        return close(
+            plan.strategy, plan.layout, plan.shape, terms, plan.population, w, state, contributions, into
+        )
+
+    return _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
+
+
+def close_secure(
+    store: Store, plan: Plan, terms: Terms, version: ModelVersion, total: Sum, devices: Sequence[str],
+    drafts: Drafts | None = None, *, delta: bool = False,
+) -> Closed:  # fmt: skip
+    """The same for the sum of the lanes of `devices`, which no mask is on any more. BadBlob too where it is larger than
+    the round was sized for: its sentence then begins with "overflowed:"."""
+
+    def of(w: Source, room: Room) -> Total:
+        return Total(plan.strategy, plan.layout, terms, total, devices, w, room)
+
+    with Room(store.folder) as room:
+        if terms.kind == "evaluate":
+            return _judged(version, judge(of(Held({}), room)))
+
+        def take(w: Source, state: Source, into: Into) -> Closing:
+            return step(
+                plan.strategy, plan.layout, plan.shape, terms, plan.population, w, state, of(w, room), into
+            )
+
+        return _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
+
+
+def _judged(version: ModelVersion, made: Closing) -> Closed:
+    return Closed(version, dict(made.metrics), made.sum, [], made.evaluated)
+
+
+def _stepped(
+    store: Store, plan: Plan, terms: Terms, version: ModelVersion, drafts: Drafts, delta: bool,
+    take: Callable[[Source, Source, Into], Closing],
+) -> Closed:  # fmt: skip
+    """What comes of a step that `take` makes from the model and the state, as contents."""
     w: Source = Last(open_model(store, plan, version))
     state: Source = Held({})
     if version.state:
-        state = Reader(*store.window(version.state), shape.state, "the strategy's state")
+        state = Reader(*store.window(version.state), plan.shape.state, "the strategy's state")
     with ExitStack() as stack:
         model, kept, given = _three(drafts, stack, plan)
         sinks: list[Sink] = [model.sink]
@@ -158,12 +216,13 @@ def close_round(
             change = _Container(drafts, stack, plan.spec.model, plan.spec.snapshots, w, version.weights)
             sinks.append(change.sink)
         into = Into(Tee(*sinks), kept.sink, given.sink)
-        made = close(plan.strategy, plan.layout, shape, terms, plan.population, w, state, contributions, into)
+        made = take(w, state, into)
         wanted = [model, kept, given]
         if change is not None and change.sink.size < _WORTH * model.sink.size:
             wanted.append(change)
         written = _finish(store, wanted)
     digest, kept_as, given_as, delta_as = *map(_name, written), *[""] * (4 - len(written))
     base = version.weights if delta_as else ""
-    after = ModelVersion(terms.round, digest, kept_as, given_as, made.weights, delta_as, base)
-    return Closed(after, dict(made.metrics), made.sum, [content for one in written for content in one])
+    after = ModelVersion(terms.round, digest, kept_as, given_as, made.weights, delta_as, base, made.tuning)
+    contents = [content for one in written for content in one]
+    return Closed(after, dict(made.metrics), made.sum, contents, made.evaluated)

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,27 @@ class Limits:
 class Config:
     """`listen` is HOST:PORT; `data` the folder for blobs, None for the one beside an SQLite file; `quota` the most that
     the folder may hold, as text ("20 GB"; empty: as much as the disk has); `uploads`, `device_rate` and `device_quota`
-    are those of Limits, the last two as text."""
+    are those of Limits, the last two as text.
+
+    `insecure` serves in plain text, on this machine only. Otherwise `folder` is the federation's (identity.home), and
+    `enrol_listen` where devices enrol (HOST:PORT; None: at the port after `listen`'s; "": nowhere); `names` are hosts
+    that the coordinator is reached at, `address` and `enrol_address` what devices are told where that differs from
+    what this machine sees. `tls_cert`, `tls_key` and `client_ca` are an outside CA's files. `device_life` is how long a
+    device's certificate is good, as text ("7d"). `health_listen` is where probes are answered ("": nowhere)."""
 
     db: str
     listen: str
+    insecure: bool = False
+    folder: Path = Path("koinon-federation")
+    enrol_listen: str | None = None
+    names: tuple[str, ...] = ()
+    address: str = ""
+    enrol_address: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    device_life: str = "7d"
+    health_listen: str = ""
     data: Path | None = None
     quota: str = ""
     plugins: tuple[str, ...] = ()
@@ -54,16 +72,75 @@ class Config:
             quota=_bytes("--device-quota", self.device_quota, moot) if self.device_quota else 0,
         )
 
-    def __post_init__(self) -> None:
-        _ = self.quota_bytes, self.limits
-        host, separator, port = self.listen.rpartition(":")
-        if not separator or not port.isdigit() or int(port) > 65535:
-            raise UsageError(f"--listen {self.listen!r} must be HOST:PORT, for example 127.0.0.1:8440")
-        if not _loopback(host.strip("[]")):
+    @property
+    def enrol_at(self) -> str:
+        """Where devices enrol, HOST:PORT; "" for nowhere."""
+        if self.enrol_listen is not None:
+            return self.enrol_listen
+        host, port = _parted("--listen", self.listen)
+        return f"{host}:{port + 1 if port else 0}"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Under which names and addresses this coordinator is reached, the one to be told to devices first."""
+        own = _parted("--listen", self.listen)[0].strip("[]")
+        wide = own in ("", "0.0.0.0", "::")  # noqa: S104 - compared, not listened on
+        here = socket.gethostname()
+        found = (*self.names, *(() if wide else (own,)), *((here,) if here.isascii() else ()))
+        return tuple(dict.fromkeys((*found, "localhost", "127.0.0.1")))
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds that a device's certificate is good for."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", self.device_life.strip())
+        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]] if found else 0.0
+        if not 0 < seconds <= 400 * 86_400:
             raise UsageError(
-                f"--listen {self.listen!r} is not a loopback address: this version has no device identities yet, "
-                "so it serves this machine only; use 127.0.0.1, and a tunnel that authenticates for others"
+                f"--device-life {self.device_life!r} is no life of a certificate; write for example 12h or 7d, at most "
+                "400d"
             )
+        return seconds
+
+    @property
+    def outside(self) -> tuple[Path, Path, Path] | None:
+        """An outside CA's files: the server's certificate, its key, and the CA of everybody's."""
+        files = (self.tls_cert, self.tls_key, self.client_ca)
+        if files == (None, None, None):
+            return None
+        cert, key, ca = files
+        if cert is None or key is None or ca is None:
+            raise UsageError("--tls-cert, --tls-key and --client-ca go together; name all three")
+        return cert, key, ca
+
+    def __post_init__(self) -> None:
+        _ = self.quota_bytes, self.limits, self.device_seconds, self.outside
+        host, _ = _parted("--listen", self.listen)
+        for option, listen in (
+            ("--enrol-listen", self.enrol_listen),
+            ("--health-listen", self.health_listen),
+        ):
+            if listen:
+                _parted(option, listen)
+        for option, address in (("--address", self.address), ("--enrol-address", self.enrol_address)):
+            if address:
+                _parted(option, address)
+        if self.insecure and not _loopback(host.strip("[]")):
+            raise UsageError(
+                f"--listen {self.listen!r} is not a loopback address, and --insecure serves this machine only; use "
+                "127.0.0.1, or make a federation (`koinon-coordinator init`) and leave --insecure out"
+            )
+        if self.insecure and (self.outside or self.enrol_listen):
+            raise UsageError(
+                "--insecure serves in plain text, without identities; it goes with no option of TLS"
+            )
+
+
+def _parted(option: str, text: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{option} {text!r} must be HOST:PORT, for example 127.0.0.1:8440")
+    return host, int(port)
 
 
 def _bytes(option: str, text: str, moot: str) -> int:

@@ -5,7 +5,7 @@ Every message is checked against who sent it and what its run waits for; what on
 
 from functools import partial
 
-from koinon_coordinator.admission import Answer, admit, check_upload
+from koinon_coordinator.admission import Answer, Voice, admit, check_upload, hear
 from koinon_coordinator.driver import Driver
 from koinon_coordinator.federation import Federation, passing
 from koinon_coordinator.ledger import Item
@@ -14,6 +14,7 @@ from koinon_coordinator.store import Incident, Part, RunRow
 from koinon_core import run as runs
 from koinon_core.errors import Conflict, RemoteProtocolError, Unavailable
 from koinon_core.round.effects import Verdict
+from koinon_core.run import Run
 from koinon_core.strategy.protocol import Need
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -23,6 +24,9 @@ __all__ = ["Devices"]
 
 _MOST = (1 << 63) - 1  # what a database can hold
 _FAR = 1 << 20  # rounds by which a backup may be behind; what a device says beyond that is no round number
+
+
+_SOON = 16 << 10  # bytes that are checked before a worker thread would have woken up
 
 
 class Devices:
@@ -80,6 +84,8 @@ class Devices:
         vital = Need.MEMORY in driver.plan.strategy.needs
         if not (vital or connection.boot):
             return  # it keeps no memory, and this run needs none
+        if not await self._fed.db(self._fed.store.owns, driver.run.id, driver.ledger.epoch):
+            raise Unavailable("the run went on elsewhere; it may be over, and its devices have forgotten it")
         lost = f"{client!r} was counted in round {counted} and knows of {known}: its memory was lost or is a copy"
         driver.tell(
             Item(runs.Progressed(now, client), incident=Incident(now, client, counted, "FORGOT", lost))
@@ -147,6 +153,24 @@ class Devices:
         driver.tell(item)
         return None
 
+    async def voice(self, connection: Connection, run: str, voice: Voice) -> tuple[Verdict, str] | None:
+        """What a device says in a secure round; as `answer`."""
+        row = self._fed.find(run)
+        driver = self._driver(connection, row.id)
+        if driver is not None and voice.round > driver.run.number:
+            if voice.round <= (await self._fed.db(self._fed.store.run, row.id)).number:
+                raise Unavailable("the run went on elsewhere; this coordinator does not know that round")
+            return "NOT_COUNTED", f"round {voice.round} has not begun"
+        if driver is None or driver.run.over or voice.round < driver.run.number:
+            return await self._fed.db(self._fed.store.verdict, row.id, voice.round, voice.client)
+        r = driver.run.round
+        sessions = driver.ledger.sessions if r is not None and r.secure and not r.over else None
+        job = partial(hear, self._fed.store, driver.run, sessions, voice, self._fed.trust, self._fed.clock())
+        # Who advertises is looked up in the database, where that device was never met.
+        quick = len(voice.payload) <= _SOON and voice.collection != "keys"
+        driver.tell(job() if quick else await self._fed.db(job))
+        return None
+
     def no_room(self, connection: Connection, part: Part, reason: str) -> None:
         """An upload could not be taken, for a reason of this machine's: the operator sees it, once a round and device;
         the device keeps its update and tries again."""
@@ -170,9 +194,10 @@ class Devices:
     def may_upload(self, connection: Connection, run: str, round_: int, size: int) -> None:
         """Raise RemoteProtocolError unless this device's update of that round and size is awaited."""
         driver = self._fed.drivers.get(run)
-        if driver is None or not driver.run.wants(connection.client, round_):
+        if driver is None or not _wants_bytes(driver.run, connection.client, round_):
             raise RemoteProtocolError(f"no update of round {round_} is awaited from this device")
-        check_upload(driver.plan, size)
+        r = driver.run.round
+        check_upload(driver.plan, size, r.terms if r is not None else None)
         driver.tell(runs.Progressed(self._fed.clock(), connection.client))
 
     def _driver(self, connection: Connection, run: str) -> Driver | None:
@@ -182,3 +207,11 @@ class Devices:
             told = f"run {self._fed.find(run).name!r} is set aside: {self._fed.aside[run]}"
             raise Unavailable(told) if passing(self._fed.aside[run]) else Conflict(told)
         return self._fed.drivers.get(run)
+
+
+def _wants_bytes(run: Run, client: str, round_: int) -> bool:
+    """Whether an update of this device, masked or not, is awaited."""
+    r = run.round
+    return r is not None and any(
+        run.wants(client, round_, collection, r.masking.attempt) for collection in ("update", "masked")
+    )

@@ -136,7 +136,7 @@ class Driver:
         items = [*self._held, await self._queue.get()]
         self._held = []
         r = self.run.round
-        if r is not None and r.stage == "update" and len(r.update.awaited) > 1:
+        if r is not None and r.stage != "joined" and r.collecting and len(r.collecting.awaited) > 1:
             # Nobody waits for this answer alone: let those right behind it share its commit.
             await asyncio.sleep(_GATHER)
         return [*items, *self._waiting()]

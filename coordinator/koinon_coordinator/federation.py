@@ -31,6 +31,7 @@ from koinon_core.errors import (
     Unavailable,
     UsageError,
 )  # fmt: skip
+from koinon_core.identity import Trust
 from koinon_core.run import Run
 from koinon_core.spec import RunSpec
 
@@ -62,6 +63,8 @@ class Federation:
         self._stopped = False
         self._driving: dict[str, asyncio.Task[None]] = {}
         self._later: dict[str, asyncio.Task[None]] = {}
+        self.trust: Callable[[bytes], tuple[str, bytes]] = Trust.loose()
+        """Whose signatures devices believe: anybody's, where nobody is enrolled (plain text on a loopback address)."""
         self.created: list[Callable[[str], None]] = []
         """Called with the name of every new run, once devices may join it."""
 
@@ -173,6 +176,7 @@ class Federation:
             _log.error("a run is left to its new owner", run=driver.run.spec.name, reason=str(error))
             self._set_aside(self.rows[driver.run.id], error)
             driver.cut_off()
+            await self.db(self.store.forget_sessions, driver.run.id)
         except Exception as error:
             # One run's bug must not end the others: it is set aside, by name, until the next start.
             _log.exception("a run is set aside", run=driver.run.spec.name)
@@ -188,8 +192,9 @@ class Federation:
 
     # -- operators --------------------------------------------------------------------------------------------
 
-    async def create(self, spec: RunSpec, model: Window, size: int) -> Run:
-        """Submit a run with its first model, a container of `size` bytes. UsageError or Conflict if it cannot be."""
+    async def create(self, spec: RunSpec, model: Window, size: int, operator: str = "") -> Run:
+        """Submit a run, which is that operator's, with its first model, a container of `size` bytes. UsageError or
+        Conflict if it cannot be."""
         plan = Plan.of(spec)
         if any(row.name == spec.name for row in self.rows.values()):
             raise Conflict(f"there is a run named {spec.name!r} already; choose another name")
@@ -200,14 +205,14 @@ class Federation:
             raise UsageError(str(error)) from error
         try:
             ledger = await self.db(
-                Ledger.create, self.store, plan, self.clock, uuid.uuid4().hex, version, contents
+                Ledger.create, self.store, plan, self.clock, uuid.uuid4().hex, version, contents, operator
             )
         except BaseException:
             self.store.unpin(contents)
             raise
         self._drive(ledger)
         self.rows[ledger.run.id] = row_of(
-            ledger.run, self.clock()
+            ledger.run, self.clock(), operator
         )  # devices find it now: its driver is there
         for told in self.created:
             told(spec.name)
@@ -318,13 +323,13 @@ class Federation:
             driver.unwatch(changed)
 
 
-def row_of(run: Run, created_at: float) -> RunRow:
+def row_of(run: Run, created_at: float, operator: str = "") -> RunRow:
     """The row of a run that was just created."""
     return RunRow(
         id=run.id, name=run.spec.name, spec=run.spec.encoded, status=run.status, reason=run.reason, kind=run.kind,
         number=run.number, closed=run.closed, streak=run.streak, created_at=created_at, ended_at=None, head=run.head,
         recovery=run.recovery, beyond=run.beyond, owner="", epoch=1, beat=created_at, audit_number=0, audit_hash="",
-        remembered=run.remembered,
+        remembered=run.remembered, operator=operator,
     )  # fmt: skip
 
 

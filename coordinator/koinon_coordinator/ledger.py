@@ -12,22 +12,27 @@ ledger must be taken up again from the database.
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
 
-from koinon_coordinator.closing import Closed, Plan, close_round
+from koinon_coordinator.closing import Closed, Plan, close_round, close_secure
 from koinon_coordinator.retention import Kept
 from koinon_coordinator.store import (
+    EVALUATED,
     Change,
     Incident,
     ModelVersion,
+    PayloadRow,
     RefusedWrite,
     RunRow,
+    SessionGone,
     Store,
     Superseded,
     UpdateRow,
 )
+from koinon_coordinator.unmasking import summed
 from koinon_core import audit
 from koinon_core import run as runs
 from koinon_core.errors import KoinonError, StoreError
@@ -35,6 +40,10 @@ from koinon_core.history import facts_of, genesis
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round, rebuild, step
 from koinon_core.run import Fact, Moved, Order, Run
+from koinon_core.run.machine import WORK
+from koinon_core.secagg.recovery import Unrecoverable
+from koinon_core.secagg.unmasker import Session
+from koinon_core.secure.sessions import Sessions, public_keys
 from koinon_core.spec import RunSpec
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -52,13 +61,17 @@ _QUICK = 1 << 20  # bytes of an update whose sum takes milliseconds
 @dataclass(frozen=True, slots=True)
 class Item:
     """A fact on its way into the machine, with what must be written if it changes anything. `fold_s` is how long a sum
-    took, for the round's row alone: a fact is the same however long it takes."""
+    took, for the round's row alone: a fact is the same however long it takes. `keys` are what a
+    device advertises."""
 
     fact: Fact
     update: UpdateRow | None = None
+    payload: PayloadRow | None = None
     incident: Incident | None = None
     closed: Closed | None = None
     fold_s: float = 0.0
+    keys: tuple[bytes, ...] = ()
+    incidents: tuple[Incident, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +91,15 @@ class _Book:
     version: ModelVersion
     kept: Kept
     staged: dict[str, UpdateRow] = field(default_factory=dict)
+    said: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """What devices said in the open round's attempt at a secure sum, by collection and device."""
+    keys: frozenset[bytes] = frozenset()
+    """What was advertised in it: nobody may advertise another's."""
     entries: int = 0
     hash: str = ""
 
     def copy(self) -> "_Book":
-        return replace(self, staged=dict(self.staged))
+        return replace(self, staged=dict(self.staged), said=dict(self.said))
 
 
 class Ledger:
@@ -96,6 +113,7 @@ class Ledger:
         self._quick = plan.layout.update.nbytes <= _QUICK
         self._incidents: Counter[str] = Counter()
         self._ask: tuple[int, bytes] | None = None
+        self._known: tuple[tuple[int, int], dict[int, Session]] = ((0, 0), {})
         self._log = _log.bind(run=book.run.spec.name)
 
     # -- how it begins ----------------------------------------------------------------------------------------
@@ -103,9 +121,9 @@ class Ledger:
     @classmethod
     def create(
         cls, store: Store, plan: Plan, clock: Callable[[], float], run_id: str, version: ModelVersion,
-        contents: list[tuple[str, int, bytes | None]],
+        contents: list[tuple[str, int, bytes | None]], operator: str = "",
     ) -> "Ledger":  # fmt: skip
-        """A new run, durable. Conflict if its name is taken."""
+        """A new run, durable, which is that operator's. Conflict if its name is taken."""
         spec = plan.spec
         head = genesis(spec.encoded, version.digest, version.state)
         run = Run(
@@ -113,7 +131,7 @@ class Ledger:
         )
         ledger = cls(store, plan, clock, _Book(run, version, Kept((), (version,))), epoch=1)
         change = ledger._change(ledger._book)
-        change.before, change.owner = None, store.owner
+        change.before, change.owner, change.operator = None, store.owner, operator
         change.models, change.contents = [version], contents
         ledger._enter(
             ledger._book, change, "created", {"spec": spec.encoded.decode(), "model": version.digest}
@@ -141,9 +159,21 @@ class Ledger:
         about = {"epoch": self.epoch, "owner": self._store.owner, "away": fact.away}
         self._enter(book, change, "taken up", about)
         book.kept, change.scrub = book.kept.after(book.run.spec, book.run.number - 1)
-        orders = self._step(book, change, [Item(fact)])
+        change.opened = self._left_over(book.run)
+        items = [Item(fact)]
+        r = book.run.round
+        if r is not None and not _remembered(r, book.said):
+            lost = "lost what its devices said: the key of its session is not in this coordinator's folder"
+            items.append(Item(runs.Unfoldable(fact.at, r.terms.round, lost)))
+        orders = self._step(book, change, items)
         self._log.info("run taken up", epoch=self.epoch, round=before.run.number, away_s=round(fact.away, 3))
         return self._commit(book, change, orders)
+
+    def _left_over(self, run: Run) -> list[int]:
+        """Rounds that are over and have a key: whoever ended them did not come to destroy it."""
+        open_ = run.round is not None and not run.round.over
+        keys = [number for name, number in self._store.vault.rounds() if name == run.id]
+        return [number for number in keys if not (open_ and number == run.number)]
 
     @property
     def run(self) -> Run:
@@ -157,6 +187,19 @@ class Ledger:
     def log_end(self) -> tuple[int, str]:
         """Number and hash of the audit log's last entry."""
         return self._book.entries, self._book.hash
+
+    @property
+    def sessions(self) -> Sessions:
+        """Those of the open round, which is a secure one."""
+        return self._sessions(self._book)
+
+    def _sessions(self, book: _Book) -> Sessions:
+        r = book.run.round
+        assert r is not None
+        attempt = (r.terms.round, r.masking.attempt)
+        if self._known[0] != attempt:
+            self._known = (attempt, {})
+        return Sessions(r, book.said, self._known[1])
 
     @property
     def folding(self) -> bool:
@@ -223,7 +266,7 @@ class Ledger:
         client, kind = getattr(fact, "client", ""), type(fact).__name__
         self._log.error("an item was dropped", kind=kind, client=client, reason=repr(fault), exc_info=fault)
         reason = f"{kind} could not be stored, and is left out: {fault}"
-        if isinstance(fact, runs.Answered):
+        if isinstance(fact, runs.Answered | runs.Voiced):
             reason = f"the update could not be stored: {fault}"
             resigned = runs.Resigned(fact.at, client, fact.round, "REFUSED", reason)
             return self._turn(
@@ -251,7 +294,7 @@ class Ledger:
             book.run = first.run
             waiting.appendleft(self._opening())
         while waiting:
-            item = _unchecked(book.run, waiting.popleft())
+            item = _unchecked(book.run, _own_keys(book, waiting.popleft()))
             before, moved = book.run, runs.step(book.run, item.fact)
             book.run = moved.run
             self._record(book, change, item, before, moved)
@@ -262,6 +305,8 @@ class Ledger:
                     orders.append(order)
                 if isinstance(order, effects.Close):
                     self._close(book, change, order)
+                    # Nobody is asked for what was over before this turn was: the next round may be at the same stage.
+                    orders = [o for o in orders if not isinstance(o, effects.Ask)]
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
             if moved.run.status != before.status:
@@ -279,6 +324,9 @@ class Ledger:
             number = run.number
             change.events += ((number, event) for event in moved.records)
             if run.round is not None:
+                if before.round is None or run.round.masking.attempt != before.round.masking.attempt:
+                    # Another attempt has nothing of the one before.
+                    book.said, book.staged, book.keys = {}, {}, frozenset()
                 change.rounds[number] = run.round
                 change.bytes_down[number] = self.bytes_down[number]
                 if item.fold_s:
@@ -286,8 +334,9 @@ class Ledger:
             self._attach(book, change, item)
         if run.head != before.head:
             change.heads[run.number] = (run.links[run.number], run.head)
-        if item.incident is not None and self._worth_keeping(item.incident):
-            change.incidents.append(item.incident)
+        for incident in (item.incident, *item.incidents):
+            if incident is not None and self._worth_keeping(incident):
+                change.incidents.append(incident)
         for event in moved.records:
             if isinstance(event, events.Opened):
                 terms = event.terms
@@ -297,6 +346,10 @@ class Ledger:
             self._enter(book, change, "recovered", {"recovery": run.recovery, "beyond": run.beyond})
 
     def _attach(self, book: _Book, change: Change, item: Item) -> None:
+        if item.payload is not None:
+            book.keys |= set(item.keys)
+            change.payloads.append(item.payload)
+            book.said[item.payload.collection, item.payload.client] = item.payload.data
         if item.update is not None:
             change.updates.append(item.update)
             book.staged[item.update.client] = item.update
@@ -317,7 +370,9 @@ class Ledger:
         """A round is over: the audit log says how, and what is kept no longer goes."""
         r = book.run.round
         assert r is not None
-        staged, book.staged = book.staged, {}
+        staged, book.staged, book.said, book.keys = book.staged, {}, {}, frozenset()
+        if r.secure:
+            change.opened.append(close.round)
         people = [
             [client, status, staged[client].size if client in staged else 0]
             for client, status in _outcomes(r)
@@ -355,12 +410,14 @@ class Ledger:
         assert r is not None
         number, begun = r.terms.round, self._clock()
         try:
-            closed = close_round(
-                self._store, self.plan, r.terms, book.version, [book.staged[c] for c in r.accepted],
-                delta=self.plan.spec.downlink == "delta" and _keep_models(book.run),
-            )  # fmt: skip
+            closed = self._sum(book, r)
         except StoreError:
             raise
+        except Unrecoverable as error:
+            now = self._clock()
+            wrong = "its secrets cannot be put together from the shares that it dealt"
+            blamed = tuple(Incident(now, client, number, "SHARES", wrong) for client in error.blamed)
+            return Item(runs.Spoiled(now, number, str(error), error.blamed), incidents=blamed)
         except MemoryError as error:
             # Of this machine, like a full disk: the round is not at fault, and waits.
             raise StoreError(
@@ -374,13 +431,26 @@ class Ledger:
             incident = Incident(self._clock(), "", number, code, reason)
             unfoldable = runs.Unfoldable(self._clock(), number, reason)
             return Item(unfoldable, incident=incident, fold_s=unfoldable.at - begun)
-        version = closed.version
-        evaluated = sum(bool(book.staged[c].head.evaluation) for c in r.accepted)
+        version, evaluated = closed.version, closed.evaluated
         fact = runs.Folded(
             self._clock(), number, version.digest, version.down, version.state, closed.sum, evaluated,
-            version.weights,
+            version.weights, version.tuning,
         )  # fmt: skip
         return Item(fact, closed=closed, fold_s=fact.at - begun)
+
+    def _sum(self, book: _Book, r: Round) -> Closed:
+        """The sum over those who are in it, and what comes of it."""
+        staged = [book.staged[c] for c in r.accepted]
+        delta = self.plan.spec.downlink == "delta" and _keep_models(book.run)
+        if not r.secure:
+            return close_round(self._store, self.plan, r.terms, book.version, staged, delta=delta)
+        opened = self._sessions(book).opened()
+        for suspect in sorted({c for one in opened for c in one.recovery.suspects}):
+            self._log.warning("wrong shares were revealed", client=suspect, round=r.terms.round)
+        total = summed(self._store, r.terms, r.masking.attempt, [one.recovery for one in opened], staged)
+        closed = close_secure(self._store, self.plan, r.terms, book.version, total, r.accepted, delta=delta)
+        # No row says of a single device whether it evaluated, so what is known of all is kept.
+        return replace(closed, metrics={**closed.metrics, EVALUATED: float(closed.evaluated)})
 
     # -- what is said -----------------------------------------------------------------------------------------
 
@@ -390,11 +460,13 @@ class Ledger:
         run = self.run
         for order in orders:
             match order:
-                case effects.Ask(client) if run.wants(
-                    client, run.number
-                ):  # the round may be over by the turn's end
-                    number, ask = self._the_ask()
-                    said.append(Said(client, ask, number))
+                case effects.Ask(client, collection):
+                    r = run.round
+                    # The round may have gone on, or be over, by the turn's end.
+                    if r is not None and collection == WORK and r.awaits(client):
+                        said.append(Said(client, self._the_ask()[1], run.number))
+                    elif r is not None and r.stage == collection and r.awaits(client):
+                        said.append(Said(client, self._asked(r, client), run.number))
                 case effects.Receipt(client, number, verdict, reason):
                     said.append(Said(client, _receipt(run.id, number, verdict, reason)))
                 case effects.Cancel(client, number, reason):
@@ -417,6 +489,9 @@ class Ledger:
         for fact in facts:
             if isinstance(fact, runs.Answered) and r is not None and fact.round == r.terms.round:
                 said += self._say(step(r, events.Heard(fact.at, fact.client, "update", fact.digest))[1])
+            elif isinstance(fact, runs.Voiced) and r is not None and fact.round == r.terms.round:
+                voiced = events.Voiced(fact.at, fact.client, fact.collection, fact.attempt, fact.digest)
+                said += self._say(step(r, voiced)[1])
             elif isinstance(fact, runs.Offered) and fact.client not in self.run.devices:
                 said.append(Said(fact.client, self.ended()))
         return said
@@ -425,6 +500,16 @@ class Ledger:
         """How the run ended, as devices hear it."""
         ended = pb.Ended(run=self.run.id, status=self.run.status, reason=self.run.reason)
         return convert.envelope(pb.CoordinatorMessage(ended=ended))
+
+    def _asked(self, r: Round, client: str) -> bytes:
+        """What a device is asked: for the round's work, or in a session of its secure sum."""
+        if r.stage == "update" or (r.stage == "keys" and not r.masking.attempt):
+            return self._the_ask()[1]
+        call = pb.Call(
+            run=self.run.id, round=r.terms.round, attempt=r.masking.attempt, collection=r.stage, epoch=self.epoch,
+            payload=self.sessions.call(client),
+        )  # fmt: skip
+        return convert.envelope(pb.CoordinatorMessage(call=call))
 
     def _the_ask(self) -> tuple[int, bytes]:
         """The Ask of the open round: the same bytes for every device, made once."""
@@ -458,7 +543,8 @@ def _read(store: Store, row: RunRow) -> _Book:
     _, links = store.standing(row.id, max(1, row.number - 8))
     # The row's status and kind are text to the type checker; they were written from a Run.
     run = Run(
-        id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights, status=row.status,  # type: ignore[arg-type]
+        id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights,
+        tuning=version.tuning, status=row.status,  # type: ignore[arg-type]
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]
         head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
         beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluated(row.id, version.round),
@@ -467,13 +553,50 @@ def _read(store: Store, row: RunRow) -> _Book:
     kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
     open_ = run.round is not None and not run.round.over
     staged = {u.client: u for u in store.updates(row.id, row.number)} if open_ else {}
-    return _Book(run, version, kept, staged, row.audit_number, row.audit_hash)
+    said: dict[tuple[str, str], bytes] = {}
+    if open_ and run.round is not None and run.round.secure:
+        # What an earlier attempt masked is in no sum of this one.
+        staged = {c: u for c, u in staged.items() if run.round.update.heard.get(c) == u.digest}
+        with suppress(SessionGone):
+            payloads = store.payloads(row.id, row.number, run.round.masking.attempt)
+            said = {(p.collection, p.client): p.data for p in payloads}
+    keys = frozenset(
+        key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
+    )
+    return _Book(run, version, kept, staged, said, keys, row.audit_number, row.audit_hash)
+
+
+def _remembered(r: Round, said: Mapping[tuple[str, str], bytes]) -> bool:
+    """Whether all is there that devices said in the session of a round, and that it goes on from."""
+    if not r.secure or r.over:
+        return True
+    keys = r.masking.leaves or (r.masking.now.heard if r.stage == "keys" else ())
+    return all(("keys", client) in said for client in keys)
+
+
+def _own_keys(book: _Book, item: Item) -> Item:
+    """A device that advertises a key which somebody else has is refused: the others would refuse whoever has it, and
+    nobody knows who was first to draw it."""
+    fact = item.fact
+    if not isinstance(fact, runs.Voiced) or book.keys.isdisjoint(item.keys):
+        return item
+    if (fact.collection, fact.client) in book.said:
+        return item  # its own, said again
+    reason = "refused: it advertises a key that another device has"
+    incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)
+    return Item(runs.Resigned(fact.at, fact.client, fact.round, "REFUSED", reason), incident=incident)
 
 
 def _unchecked(run: Run, item: Item) -> Item:
     """An answer that came when none was wanted was not checked; if one is wanted by now, it is refused: nothing is
     heard in a round that was not verified, and is not stored with it."""
     fact = item.fact
+    if isinstance(fact, runs.Voiced) and item.payload is None:
+        if run.wants(fact.client, fact.round, fact.collection, fact.attempt):
+            return Item(
+                runs.Progressed(fact.at, fact.client)
+            )  # nobody asked then; it is asked now, and says it again
+        return item
     if (
         not isinstance(fact, runs.Answered)
         or item.update is not None

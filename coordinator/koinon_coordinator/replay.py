@@ -2,6 +2,9 @@
 
 It says whether the stored updates, through this very code, give the sum, the model and the strategy's state that the
 round's events name. It writes nothing.
+
+Of a secure round nothing is left to take a sum of: masked updates, and what took the masks off, went when it was over.
+What came of it, as far as it is kept, can still be held against what the round's events name.
 """
 
 import hashlib
@@ -22,12 +25,14 @@ from koinon_core.tiles import TILE
 
 __all__ = ["Replayed", "replay"]
 
-Verdict = Literal["match", "mismatch", "gone", "evaluation"]
+Verdict = Literal["match", "mismatch", "gone", "evaluation", "by design"]
+_BY_DESIGN = "sum not recomputable (by design)"
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One round. "gone": its updates, or the model that it stood on, are kept no longer."""
+    """One round. "gone": its updates, or the model that it stood on, are kept no longer. "by design": it was a secure
+    one, whose sum nobody can take again."""
 
     round: int
     verdict: Verdict
@@ -47,6 +52,9 @@ def _one(store: Store, plan: Plan, run: str, number: int) -> Replayed:
     assert r is not None
     if r.terms.kind == "evaluate":
         return Replayed(number, "evaluation", "it made no model")
+    if r.secure:
+        problem = _altered(store, run, r)
+        return Replayed(number, "mismatch" if problem else "by design", problem or _BY_DESIGN)
     if not r.made.sum:
         return Replayed(number, "gone", "an older version closed it, and kept no digest of its sum")
     updates = {u.client: u for u in store.updates(run, number)}
@@ -85,6 +93,29 @@ class _Looked:
 
     def finish(self) -> Content:
         return self._digest.hexdigest(), self._size, None
+
+
+def _altered(store: Store, run: str, r: Round) -> str:
+    """What is stored of a round's outcome and is not what its events name. What is kept no longer says nothing."""
+    version = next((v for v in store.kept_versions(run) if v.round == r.terms.round), None)
+    if version is None:
+        return ""
+    for what, digest, made in (
+        ("model", version.digest, r.made.model),
+        ("state", version.state, r.made.state),
+    ):
+        if not digest:
+            continue
+        if digest != made:
+            return f"the {what} that is stored is {digest[:12]}, the round's was {made[:12]}"
+        try:
+            window, size = store.window(digest)
+            found = _digest_of(window, size)
+        except KoinonError as error:
+            return str(error)
+        if found != digest:
+            return f"the {what} that the round made is damaged"
+    return ""
 
 
 def _damaged(store: Store, run: str, r: Round, updates: dict[str, UpdateRow]) -> str:

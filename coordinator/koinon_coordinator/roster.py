@@ -21,7 +21,8 @@ _JOINED = 256 * 1024
 
 @dataclass(eq=False)
 class Connection:
-    """One device's stream. `outbox` holds encoded messages; None ends the stream."""
+    """One device's stream. `outbox` holds encoded messages; None ends the stream. `barred`: nothing that it still says
+    is heard."""
 
     client: str
     instance: str
@@ -29,6 +30,7 @@ class Connection:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     runs: set[str] = field(default_factory=set)
+    barred: bool = False
     _waiting: int = 0
 
     def send(self, message: bytes) -> None:
@@ -106,6 +108,13 @@ class Roster:
 
     def by_token(self, token: str) -> Connection | None:
         return self._by_token.get(token)
+
+    def bar(self, client: str) -> None:
+        """Hear nothing of a device any more, and end its stream."""
+        connection = self._by_client.get(client)
+        if connection is not None:
+            connection.barred = True
+            connection.cut()
 
     def cut_all(self) -> None:
         """End every stream."""

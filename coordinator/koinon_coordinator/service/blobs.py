@@ -66,9 +66,8 @@ class Blobs:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _connection(self, context: Context) -> Connection:
-        metadata: dict[str, Any] = {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416 - older gRPC's is no mapping
-        connection = self._federation.roster.by_token(str(metadata.get(TOKEN_KEY, "")))
-        if connection is None:
+        connection = self._federation.roster.by_token(context.metadata(TOKEN_KEY))
+        if connection is None or (context.peer.kind and context.peer.name != connection.client):
             raise RemoteProtocolError("only an attached device may move blobs; attend first")
         return connection
 
@@ -142,7 +141,7 @@ class Blobs:
             try:
                 # The round may have ended while it waited.
                 self._devices.may_upload(connection, start.run, start.round, start.size)
-                await context.send_initial_metadata(())
+                await context.begin()
                 return await self._receive(connection, part, start, requests, over)
             finally:
                 self._turns.release()

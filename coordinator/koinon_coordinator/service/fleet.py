@@ -8,13 +8,13 @@ from typing import Any
 
 import structlog
 
-from koinon_coordinator.admission import Answer
+from koinon_coordinator.admission import Answer, Voice
 from koinon_coordinator.devices import Devices
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.service.calls import Context, Table
 from koinon_core import PROTOCOL, __version__
-from koinon_core.errors import KoinonError, RemoteProtocolError, StoreError, Unavailable
+from koinon_core.errors import Denied, KoinonError, RemoteProtocolError, StoreError, Unavailable
 from koinon_core.failpoints import hit
 from koinon_core.wire import convert
 from koinon_core.wire.methods import FLEET
@@ -46,6 +46,11 @@ class Fleet:
             raise RemoteProtocolError("a stream begins with a hello")
         hello = first.messages[0].hello
         convert.check_hello(hello)
+        if context.peer.kind and context.peer.name != hello.client:
+            raise Denied(
+                f"the certificate of this connection is that of device {context.peer.name!r}, which cannot attend as "
+                f"{hello.client[:64]!r}; a device has the name that it enrolled with"
+            )
         connection = self._federation.roster.attach(hello.client, hello.instance, hello.boot)
         reader = asyncio.create_task(self._read(connection, requests))
         try:
@@ -64,6 +69,8 @@ class Fleet:
         try:
             async for request in requests:
                 for message in request.messages:
+                    if connection.barred:
+                        return
                     await self._hear_one(connection, message)
         except Exception:
             _log.exception("reading a device's stream failed", client=connection.client)
@@ -106,6 +113,15 @@ class Fleet:
                     stats=convert.stats_from(m.stats),
                 )  # fmt: skip
                 verdict = await self.devices.answer(connection, m.run, answer)
+                if verdict is not None:
+                    connection.send(convert.envelope(convert.receipt(m.run, m.round, *verdict)))
+            case "voice":
+                voice = Voice(
+                    client=connection.client, round=m.round, attempt=m.attempt, collection=m.collection,
+                    terms=m.terms_digest, payload=m.payload, digest=m.update.digest, size=m.update.size,
+                    data=m.update.inline,
+                )  # fmt: skip
+                verdict = await self.devices.voice(connection, m.run, voice)
                 if verdict is not None:
                     connection.send(convert.envelope(convert.receipt(m.run, m.round, *verdict)))
             case "ahead":

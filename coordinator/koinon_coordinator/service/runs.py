@@ -3,7 +3,7 @@
 from __future__ import annotations  # gRPC's types take parameters in their stubs only
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from itertools import islice
 
@@ -14,9 +14,11 @@ from koinon_coordinator.store import RoundRow, RunRow, queries
 from koinon_coordinator.store.queries import SentRow
 from koinon_core.codec import size_limit
 from koinon_core.errors import (
+    Denied,
     NotFound,
     UsageError,
 )  # fmt: skip
+from koinon_core.round.state import MASKED_STAGES
 from koinon_core.spec import RunSpec
 from koinon_core.strategy import recipe
 from koinon_core.wire import convert
@@ -64,7 +66,7 @@ class Runs:
                     await federation.db(draft.write, request.model)
             if spec is None:
                 raise UsageError("a run needs a spec")
-            run = await federation.create(spec, *draft.written())
+            run = await federation.create(spec, *draft.written(), operator=context.peer.name)
         return runs_pb2.CreateResponse(run=self._info(self._federation.find(run.id)))
 
     async def list_runs(self, request: runs_pb2.ListRequest, context: Context) -> runs_pb2.ListResponse:
@@ -79,7 +81,7 @@ class Runs:
         version = await federation.db(federation.store.latest_model, row.id)
         now = federation.current(row)
         return runs_pb2.GetResponse(
-            run=self._info(row), spec=row.spec, rounds=[_round(r) for r in rounds],
+            run=self._info(row), spec=row.spec, rounds=self._rounds(row, rounds),
             incidents=[
                 runs_pb2.Incident(at=i.at, client=i.client, round=i.round, code=i.code, message=i.message)
                 for i in incidents
@@ -102,7 +104,7 @@ class Runs:
                 lives = federation.lives(row.id)  # before the rest: what ends meanwhile is told once more
                 info = self._info(federation.find(row.id))
                 rounds = await federation.rounds(row.id, since)
-                yield runs_pb2.WatchResponse(run=info, rounds=[_round(r) for r in rounds])
+                yield runs_pb2.WatchResponse(run=info, rounds=self._rounds(row, rounds))
                 if not lives:
                     return
                 # An evaluation of the model before the open round may still come in.
@@ -114,6 +116,12 @@ class Runs:
                 driver.unwatch(changed)
 
     async def control(self, request: runs_pb2.ControlRequest, context: Context) -> runs_pb2.ControlResponse:
+        row = self._federation.find(request.run)
+        if not context.peer.may_control(row.operator):
+            whose = f"operator {row.operator!r}" if row.operator else "nobody, being older than operators are"
+            raise Denied(
+                f"run {row.name!r} belongs to {whose}; ask them, or an admin, to {request.verb[:20]} it"
+            )
         row = await self._federation.control(
             request.run, request.verb, request.reason, min(request.beyond, _MOST_ROUNDS // 2)
         )
@@ -165,6 +173,7 @@ class Runs:
         if number is not None and number > _MOST_ROUNDS:
             raise NotFound(f"there is no round {number}")
         client = request.client if request.HasField("client") else None
+        secure = RunSpec.decode(row.spec).secure
         after = (0, "")
         while True:
             read = partial(
@@ -173,7 +182,7 @@ class Runs:
             page = await federation.db(federation.store.database.read, "updates", read)
             if not page:
                 return
-            yield runs_pb2.UpdatesResponse(updates=[_update(u) for u in page])
+            yield runs_pb2.UpdatesResponse(updates=[_update(u, secure) for u in page])
             after = (page[-1].round, page[-1].client)
 
     def _info(self, row: RunRow) -> runs_pb2.RunInfo:
@@ -183,11 +192,27 @@ class Runs:
             id=row.id, name=row.name, status=row.status, reason=row.reason, rounds_closed=row.closed,
             rounds=spec.rounds, created_at=row.created_at, ended_at=row.ended_at or 0.0,
             strategy=recipe.show(spec.strategy), devices=len(self._federation.attached(row.id)),
-            waiting_for=self._federation.waiting_for(row.id),
+            waiting_for=self._federation.waiting_for(row.id), aggregation=spec.aggregation,
         )  # fmt: skip
 
+    def _rounds(self, row: RunRow, rounds: Iterable[RoundRow]) -> list[runs_pb2.RoundInfo]:
+        """The rounds as stored; and of the one that is open, who is still out."""
+        spec, driver = RunSpec.decode(row.spec), self._federation.drivers.get(row.id)
+        now = driver.run.round if driver is not None else None
+        found = []
+        for r in rounds:
+            info = _round(r, spec)
+            if now is not None and not now.over and now.terms.round == r.number and now.stage == r.stage:
+                info.awaited.extend(sorted(now.collecting.awaited) if now.collecting else ())
+                info.attempt = now.masking.attempt + 1 if now.stage in MASKED_STAGES else 0
+            found.append(info)
+        return found
 
-def _round(r: RoundRow) -> runs_pb2.RoundInfo:
+
+def _round(r: RoundRow, spec: RunSpec) -> runs_pb2.RoundInfo:
+    bits = r.bits
+    if spec.secure and r.kind == "train":  # all masked updates of a round have one size
+        bits = 8.0 * max((p.size for p in r.participants), default=0) / spec.model.size
     return runs_pb2.RoundInfo(
         number=r.number, kind=r.kind, status=r.stage, reason=r.reason, opened_at=r.opened_at,
         asked_at=r.asked_at or 0.0, folding_at=r.folding_at or 0.0, closed_at=r.ended_at or 0.0,
@@ -199,13 +224,13 @@ def _round(r: RoundRow) -> runs_pb2.RoundInfo:
             for p in r.participants
         ],
         metrics=r.metrics, bytes_up=r.bytes_up, bytes_down=r.bytes_down, model_digest=r.model,
-        head=r.head, bits=r.bits, nmse=r.nmse, upload_s=r.upload_s, fold_s=r.fold_s,
+        head=r.head, bits=bits, nmse=r.nmse, upload_s=r.upload_s, fold_s=r.fold_s, secure=spec.secure,
     )  # fmt: skip
 
 
-def _update(u: SentRow) -> runs_pb2.UpdateInfo:
+def _update(u: SentRow, secure: bool) -> runs_pb2.UpdateInfo:
     return runs_pb2.UpdateInfo(
         round=u.round, client=u.client, digest=u.digest, codec=u.codec, bytes=u.size, at=u.at, status=u.status,
         reason=u.reason, kept=u.kept, upload_s=u.upload_s, head=convert.head_to(u.head),
-        stats=convert.stats_to(u.stats),
+        stats=convert.stats_to(u.stats), secure=secure,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy import Connection, bindparam, delete, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from koinon_coordinator.store import models
@@ -18,8 +18,9 @@ from koinon_coordinator.store.models import rows_of
 from koinon_core.audit import Entry
 from koinon_core.canonical import digest_of
 from koinon_core.errors import StoreError
-from koinon_core.round.events import Event, Heard, dump
+from koinon_core.round.events import Event, Heard, Voiced, dump
 from koinon_core.round.machine import Round
+from koinon_core.round.state import MASKED_STAGES
 from koinon_core.run import Run
 from koinon_core.update import Head, Stats
 
@@ -27,6 +28,7 @@ __all__ = [
     "Change",
     "Incident",
     "ModelVersion",
+    "PayloadRow",
     "Scrub",
     "Superseded",
     "UpdateRow",
@@ -83,7 +85,8 @@ class UpdateRow:
 class ModelVersion:
     """A model, the strategy's state behind it, and the part of that which devices get, by digest. `weights` is the
     SHA-256 of the model's tensors, whichever codec `digest` is of; empty where it is not known. `delta` is the model as
-    the difference to the one whose tensors have the digest `base`, where that was worth making."""
+    the difference to the one whose tensors have the digest `base`, where that was worth making. `tuning` is what the
+    next secure round is sized by: figures of public sums."""
 
     round: int
     digest: str
@@ -92,6 +95,23 @@ class ModelVersion:
     weights: str = ""
     delta: str = ""
     base: str = ""
+    tuning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadRow:
+    """What a device said in a collection of a secure round, as it said it: sealed on its way into the database."""
+
+    round: int
+    attempt: int
+    collection: str
+    client: str
+    data: bytes
+
+    @property
+    def about(self) -> str:
+        """What its seal is bound to."""
+        return f"{self.attempt}/{self.collection}/{self.client}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +131,14 @@ class Scrub:
 
 @dataclass(slots=True)
 class Change:
-    """Everything that one turn of a run makes durable together, `at` a time, in its owner's `epoch`."""
+    """Everything that one turn of a run makes durable together, `at` a time, in its owner's `epoch`. `operator` is
+    whose run it is, said where it is created."""
 
     run: Run
     at: float
     epoch: int
     owner: str = ""
+    operator: str = ""
     before: Run | None = None
     events: list[tuple[int, Event]] = field(default_factory=list)
     rounds: dict[int, Round] = field(default_factory=dict)
@@ -131,6 +153,10 @@ class Change:
     heads: dict[int, tuple[str, str]] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     scrub: Scrub = Scrub()
+    payloads: list[PayloadRow] = field(default_factory=list)
+    sealed: list[bytes] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+    """Secure rounds that are over: what was said in their sessions goes."""
 
     @property
     def empty(self) -> bool:
@@ -169,7 +195,7 @@ def create_run(tx: Connection, change: Change, created_at: float) -> None:
         insert(rows_of(models.Run)),
         [{
             "id": run.id, "name": run.spec.name, "spec": run.spec.encoded, "created_at": created_at,
-            "epoch": change.epoch, "owner": change.owner, **_standing(run),
+            "epoch": change.epoch, "owner": change.owner, "operator": change.operator, **_standing(run),
         }],
     )  # fmt: skip
     write(tx, change)
@@ -189,18 +215,8 @@ def write(tx: Connection, change: Change) -> None:
             insert(rows_of(models.Event)),
             [{"run": run.id, "round": number, "kind": kind, "data": data} for number, kind, data in dumped],
         )
-    if change.updates:
-        tx.execute(
-            insert(rows_of(models.Update)),
-            [
-                {
-                    "run": run.id, "round": u.round, "client": u.client, "digest": u.digest, "size": u.size,
-                    "codec": u.codec, "head": u.head.to_json(), "at": u.at, "data": u.data, "kept": True,
-                    "seal": u.seal(run.id), "stats": u.stats.to_json(), "upload_s": u.upload_s,
-                }
-                for u in change.updates
-            ],
-        )  # fmt: skip
+    _write_updates(tx, run, change.updates)
+    _write_payloads(tx, run.id, change)
     if change.models:
         tx.execute(
             insert(rows_of(models.Model)),
@@ -215,6 +231,7 @@ def write(tx: Connection, change: Change) -> None:
                     "weights": m.weights,
                     "delta": m.delta,
                     "base": m.base,
+                    "tuning": m.tuning,
                 }
                 for m in change.models
             ],
@@ -238,6 +255,41 @@ def write(tx: Connection, change: Change) -> None:
         ]
         tx.execute(insert(rows_of(models.Audit)), entries)
     _scrub(tx, run.id, change.scrub)
+
+
+def _write_updates(tx: Connection, run: Run, updates: Sequence[UpdateRow]) -> None:
+    rows = [
+        {
+            "run": run.id, "round": u.round, "client": u.client, "digest": u.digest, "size": u.size,
+            "codec": u.codec, "head": u.head.to_json(), "at": u.at, "data": u.data, "kept": True,
+            "seal": u.seal(run.id), "stats": u.stats.to_json(), "upload_s": u.upload_s,
+        }
+        for u in updates
+    ]  # fmt: skip
+    if not rows:
+        return
+    if run.spec.aggregation == "open":
+        tx.execute(insert(rows_of(models.Update)), rows)
+        return
+    # Another attempt at a secure round masks the same update anew, in the place of the last one.
+    changed = ("digest", "size", "at", "data", "seal", "upload_s")
+    _upsert(tx, models.Update, rows, ("run", "round", "client"), changed)
+
+
+def _write_payloads(tx: Connection, run: str, change: Change) -> None:
+    """What was said in sessions; and of rounds that are over, nothing any more."""
+    rows = [
+        {
+            "run": run, "round": p.round, "attempt": p.attempt, "collection": p.collection, "client": p.client,
+            "data": sealed,
+        }
+        for p, sealed in zip(change.payloads, change.sealed, strict=True)
+    ]  # fmt: skip
+    if rows:
+        tx.execute(insert(rows_of(models.Payload)), rows)
+    if change.opened:
+        table = rows_of(models.Payload)
+        tx.execute(delete(table).where(table.c.run == run, table.c.round.in_(change.opened)))
 
 
 def _stand(tx: Connection, change: Change) -> None:
@@ -300,7 +352,9 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
     heard: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     answered = {
-        (n, e.client): e.at for n, e in change.events if isinstance(e, Heard) and e.collection == "update"
+        (n, e.client): e.at
+        for n, e in change.events
+        if isinstance(e, Heard | Voiced) and e.collection in ("update", "masked")
     }
     for number, r in change.rounds.items():
         before = known if known is not None and known.terms.round == number else None
@@ -338,7 +392,7 @@ def participants(r: Round) -> Iterable[tuple[str, str, str]]:
             yield client, status, r.reason if r.stage == "abandoned" else ""
         elif client in r.update.left:
             yield client, "left", r.update.left[client]
-        elif r.stage == "update":
+        elif r.stage in ("update", *MASKED_STAGES):
             yield client, "asked", ""
         else:
             yield client, "cancelled" if r.stage == "abandoned" else "late", r.reason

@@ -5,6 +5,7 @@ Every method is one transaction and blocks; the driver calls them from worker th
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,13 +16,15 @@ from sqlalchemy.exc import NoResultFound
 
 from koinon_coordinator.store import changes, owners, queries, schema
 from koinon_coordinator.store.blobs import Blobs
-from koinon_coordinator.store.changes import Change, Incident, ModelVersion, UpdateRow
+from koinon_coordinator.store.changes import Change, Incident, ModelVersion, PayloadRow, UpdateRow
 from koinon_coordinator.store.drafts import Content, WrittenContent
 from koinon_coordinator.store.folder import Folder, lock
 from koinon_coordinator.store.owners import Held
+from koinon_coordinator.store.people import People
 from koinon_coordinator.store.queries import RoundRow, RunRow
 from koinon_coordinator.store.tx import Database
 from koinon_coordinator.store.uploads import Part, Uploads, damaged
+from koinon_coordinator.store.vault import Vault
 from koinon_core.audit import Entry
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
@@ -60,6 +63,8 @@ class Store:
             self._let_go()
             raise
         self.blobs, self.uploads = Blobs(self.folder), Uploads(self.folder)
+        self.people = People(self.database)
+        self.vault = Vault(self.folder)
         self._small: OrderedDict[str, bytes] = OrderedDict()
         try:
             schema.upgrade(self.database)
@@ -106,6 +111,9 @@ class Store:
         for run, number in self.uploads.rounds():
             if (run, number) not in kept | open_:
                 self.uploads.scrub(run, number)
+        for run, number in self.vault.rounds():
+            if (run, number) not in open_:
+                self.vault.destroy(run, number)
         contents = self._read("contents", queries.contents)
         return self.blobs.sweep({digest for digest, _, file in contents if file})
 
@@ -121,6 +129,8 @@ class Store:
 
     def write(self, change: Change) -> None:
         """One turn of a run. Superseded if it is another coordinator's by now."""
+        run = change.run.id
+        change.sealed = [self.vault.seal(run, p.round, p.data, p.about) for p in change.payloads]
         self.database.write("turn", partial(changes.write, change=change))
         self._written(change)
 
@@ -129,6 +139,8 @@ class Store:
         cannot be removed now goes when the folder is next put in order."""
         self.blobs.unpin(digest for digest, _, data in change.contents if data is None)
         try:
+            for round_ in change.opened:
+                self.vault.destroy(change.run.id, round_)
             for round_ in change.scrub.updates:
                 self.uploads.scrub(change.run.id, round_)
             self.collect(change.scrub.contents)
@@ -231,6 +243,26 @@ class Store:
         if update.size and sha256(known) != update.digest:
             raise damaged(update.client)
         return lambda offset, length: known[offset : offset + length]
+
+    def payloads(self, run: str, round_: int, attempt: int) -> list[PayloadRow]:
+        """What was said in an attempt at a secure round, as it was said."""
+        rows = self._read("payloads", partial(queries.payloads, run=run, round_=round_, attempt=attempt))
+        return [replace(p, data=self.vault.unseal(run, p.round, p.data, p.about)) for p in rows]
+
+    def forget_sessions(self, run: str) -> None:
+        """The run is another coordinator's: this one need not read what was said in it any more. A coordinator that
+        took the run from itself (it did not hear that it had) goes on with what it has. What cannot be removed now goes
+        when the folder is next put in order."""
+        try:
+            if self.run(run).owner == self.owner:
+                return
+            for name, round_ in self.vault.rounds():
+                if name == run:
+                    self.vault.destroy(run, round_)
+        except StoreError as error:
+            _log.warning(
+                "the keys of a run that is another coordinator's were not removed", reason=str(error)
+            )
 
     def kept_rounds(self, run: str) -> list[int]:
         return self._read("kept rounds", partial(queries.kept_rounds, run=run))

@@ -161,7 +161,7 @@ class _Rounds:
 
     def _counts(self, numbers: list[int]) -> Iterator[Finding]:
         """The run's row against its rounds."""
-        row, r, e = self.row, models.Round, models.Event
+        row, r, e, p = self.row, models.Round, models.Event, models.Payload
         made = (r.run == row.id) & (r.stage == "closed") & (r.kind == "train")
         closed = len(self.tx.execute(select(r.number).where(made)).all())
         said: list[str] = []
@@ -176,9 +176,10 @@ class _Rounds:
             said.append(
                 f"the links of its rounds lead to head {self.head[:12]}, its row says {row.head[:12]}"
             )
-        events = self.tx.execute(select(e.round).where(e.run == row.id).distinct()).scalars()
-        if strays := sorted(set(events) - set(numbers)):
-            said.append(f"there are events of round {strays[0]}, which it does not have")
+        for what, table in (("events", e), ("words of sessions", p)):
+            of = self.tx.execute(select(table.round).where(table.run == row.id).distinct()).scalars()
+            if strays := sorted(set(of) - set(numbers)):
+                said.append(f"there are {what} of round {strays[0]}, which it does not have")
         yield from (Finding(run=row.name, text=f"run {row.name!r}: {text}") for text in said)
 
     def _readable(self, number: int) -> Iterator[tuple[str, str]]:
@@ -260,6 +261,8 @@ class _Rounds:
         ):
             yield "it is told that it counted, and it is not in the sum", client
         yield from self._updates(r)
+        if r.secure and r.over:
+            yield from self._left_over(r)
 
     def _updates(self, r: Round) -> Iterator[tuple[str, str]]:
         u, number = models.Update, r.terms.round
@@ -271,16 +274,22 @@ class _Rounds:
         for client, digest, size, kept, data, codec, said, at, seal, stats, upload_s in rows:
             there.add(client)
             head = Head.from_json(said)
-            head.check(
-                trained=r.terms.kind == "train", max_examples=r.terms.max_examples, totals=said["totals"]
-            )
+            if r.secure:  # it says nothing: what there is to say went into the sum
+                if head != Head():
+                    yield "its update is masked, and there are numbers of it", client
+            else:
+                head.check(
+                    trained=r.terms.kind == "train", max_examples=r.terms.max_examples, totals=said["totals"]
+                )
             Stats.from_json(stats).check()
             if not 0 <= upload_s < math.inf:
                 yield f"its update's upload is said to have taken {upload_s} seconds", client
             update = changes.UpdateRow(client, number, digest, size, codec, head, at, data)
             if seal not in ("", update.seal(self.row.id)):
                 yield "its update's row does not say any more what was written", client
-            if r.update.heard.get(client) != digest:
+            # Who was lost in a session is not heard any more, and in another attempt masks the same update anew.
+            lost = r.secure and client in r.update.asked and client not in r.update.heard
+            if r.update.heard.get(client) != digest and not lost:
                 yield f"its update {digest[:12]} is not the one that the round heard", client
             if codec != r.terms.codec:
                 yield f"its update is said to be {codec!r}, the round's are {r.terms.codec!r}", client
@@ -290,6 +299,16 @@ class _Rounds:
                 yield f"its update {digest[:12]} is damaged", client
         for client in sorted(r.update.heard.keys() - there):
             yield "the round heard its update, and there is none", client
+
+    def _left_over(self, r: Round) -> Iterator[tuple[str, str]]:
+        """What goes with the end of a secure round, in the same transaction."""
+        u, p, number = models.Update, models.Payload, r.terms.round
+        masked = select(u.client).where(u.run == self.row.id, u.round == number, u.kept)
+        for client in self.tx.execute(masked.order_by(u.client)).scalars():
+            yield "its masked update is kept, and the round is over", client
+        said = select(p.client).where(p.run == self.row.id, p.round == number).distinct()
+        for client in self.tx.execute(said.order_by(p.client)).scalars():
+            yield "what it said in a session is kept, and the round is over", client
 
 
 def _versions(tx: Connection, row: RunRow, contents: set[str]) -> Iterator[Finding]:

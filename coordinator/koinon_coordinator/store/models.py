@@ -1,7 +1,7 @@
 """The tables of the run database.
 
-    runs           one row a run: its spec, where it stands, and who owns it. Of rounds up to `remembered` its devices
-                   need not know, because they had no memory then
+    runs           one row a run: its spec, where it stands, which coordinator owns it, and the operator whose it is. Of
+                   rounds up to `remembered` its devices need not know, because they had no memory then
     rounds         one row a round, from its opening to its end; `fold_s` is how long its sum and its step took
     events         what happened in a round, in order: folding them rebuilds it
     participants   one row a device and round: asked, answered, counted or why not
@@ -14,8 +14,14 @@
     metrics        numbers of a round, by name
     incidents      what was refused or went wrong, for the operator
     contents       bytes by SHA-256: small ones in the row, large ones in a file beside the database
-    devices        every device that ever attended
+    devices        every device that ever attended or was enrolled: its long-term key, its newest roster entry, until
+                   when its certificate is good, and whether it was revoked. A row is for ever: no name has two keys
+    tokens         what lets devices in, by the SHA-256 of its secret; `uses` is how many it still has
+    operators      who may call what (`role`), and whether they were revoked
+    settings       what the federation has once, by name: the owner's pinned roster key and the roster's version
     audit          what was decided about a run, as a hash chain
+    payloads       what devices said in the sessions of a secure round, sealed under a key that is a file (vault);
+                   both are gone when the round is over
 
 A content is written before the row that names it, in the same transaction or an earlier one. Every change of a run
 begins with its row, and only where the row still has the writer's `epoch`: whoever took the run over has set it up.
@@ -40,8 +46,8 @@ from sqlalchemy import Table as CoreTable
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
-    "Audit", "Content", "Device", "Event", "Incident", "Metric", "Model", "Participant", "Round", "Run", "Table",
-    "Update", "rows_of",
+    "Audit", "Content", "Device", "Event", "Incident", "Metric", "Model", "Operator", "Participant", "Round", "Run",
+    "Setting", "Table", "Token", "Update", "rows_of",
 ]  # fmt: skip
 
 _RUN = "runs.id"
@@ -83,6 +89,7 @@ class Run(Table):
     audit_number: Mapped[int] = mapped_column(default=0)
     audit_hash: Mapped[str] = mapped_column(String(64), default="")
     remembered: Mapped[int] = mapped_column(default=0)
+    operator: Mapped[str] = mapped_column(String(64), default="")
 
 
 class Round(Table):
@@ -153,6 +160,7 @@ class Model(Table):
     weights: Mapped[str] = mapped_column(String(64), default="")
     delta: Mapped[str] = mapped_column(String(64), default="")
     base: Mapped[str] = mapped_column(String(64), default="")
+    tuning: Mapped[str] = mapped_column(Text, default="")
 
 
 class Metric(Table):
@@ -189,12 +197,60 @@ class Audit(Table):
     hash: Mapped[str] = mapped_column(String(64))
 
 
+class Payload(Table):
+    __tablename__ = "payloads"
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    collection: Mapped[str] = mapped_column(String(16), primary_key=True)
+    client: Mapped[str] = mapped_column(String(128), primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class Device(Table):
     __tablename__ = "devices"
     name: Mapped[str] = mapped_column(String(128), primary_key=True)
     version: Mapped[str] = mapped_column(String(32))
     first_seen: Mapped[float] = mapped_column(Float(53))
     last_seen: Mapped[float] = mapped_column(Float(53))
+    key: Mapped[str | None] = mapped_column(String(64), unique=True)
+    entry: Mapped[bytes | None] = mapped_column(LargeBinary)
+    entry_version: Mapped[int] = mapped_column(default=0)
+    label: Mapped[str] = mapped_column(String(200), default="")
+    token: Mapped[str] = mapped_column(String(32), default="")
+    enrolled_at: Mapped[float | None] = mapped_column(Float(53))
+    expires_at: Mapped[float | None] = mapped_column(Float(53))
+    revoked_at: Mapped[float | None] = mapped_column(Float(53))
+    revoked_by: Mapped[str] = mapped_column(String(64), default="")
+    reason: Mapped[str] = mapped_column(Text, default="")
+
+
+class Token(Table):
+    __tablename__ = "tokens"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    hash: Mapped[str] = mapped_column(String(64))
+    uses: Mapped[int]
+    label: Mapped[str] = mapped_column(String(200), default="")
+    created_at: Mapped[float] = mapped_column(Float(53))
+    created_by: Mapped[str] = mapped_column(String(64), default="")
+    expires_at: Mapped[float] = mapped_column(Float(53))
+
+
+class Operator(Table):
+    __tablename__ = "operators"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float] = mapped_column(Float(53))
+    created_by: Mapped[str] = mapped_column(String(64), default="")
+    expires_at: Mapped[float | None] = mapped_column(Float(53))
+    revoked_at: Mapped[float | None] = mapped_column(Float(53))
+    revoked_by: Mapped[str] = mapped_column(String(64), default="")
+
+
+class Setting(Table):
+    __tablename__ = "settings"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
 
 
 def rows_of(table: type[Table]) -> CoreTable:

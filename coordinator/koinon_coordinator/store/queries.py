@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import Connection, delete, func, select, tuple_, union
 
 from koinon_coordinator.store import models
-from koinon_coordinator.store.changes import Incident, ModelVersion, UpdateRow
+from koinon_coordinator.store.changes import Incident, ModelVersion, PayloadRow, UpdateRow
 from koinon_coordinator.store.models import rows_of
 from koinon_core.audit import Entry
 from koinon_core.history import Standing
@@ -46,6 +46,7 @@ class RunRow:
     audit_number: int
     audit_hash: str
     remembered: int
+    operator: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +132,16 @@ def run_row(tx: Connection, run: str) -> RunRow | None:
     return RunRow(**row._mapping) if row else None
 
 
+EVALUATED = "evaluated"
+"""The metric of a secure round that says how many of its devices evaluated the model that it began with."""
+
+
 def evaluated(tx: Connection, run: str, round_: int) -> int:
     """How many of the updates that a round counted had evaluated the model that it began with."""
+    m = rows_of(models.Metric).c
+    summed = tx.execute(select(m.value).where(m.run == run, m.round == round_, m.name == EVALUATED)).scalar()
+    if summed is not None:
+        return int(summed)
     u, p = rows_of(models.Update).c, rows_of(models.Participant).c
     mine = (p.run == u.run) & (p.round == u.round) & (p.client == u.client) & (p.status == "counted")
     heads = tx.execute(select(u.head).where(u.run == run, u.round == round_, mine)).scalars()
@@ -189,6 +198,17 @@ def sent(
     ]
 
 
+def payloads(tx: Connection, run: str, round_: int, attempt: int) -> list[PayloadRow]:
+    """What was said in an attempt at a secure round, sealed."""
+    p = rows_of(models.Payload).c
+    rows = tx.execute(
+        select(p.round, p.attempt, p.collection, p.client, p.data)
+        .where(p.run == run, p.round == round_, p.attempt == attempt)
+        .order_by(p.collection, p.client)
+    )
+    return [PayloadRow(*row) for row in rows]
+
+
 def kept_rounds(tx: Connection, run: str) -> list[int]:
     """Rounds of which updates are kept."""
     u = rows_of(models.Update).c
@@ -200,7 +220,7 @@ def kept_versions(tx: Connection, run: str) -> list[ModelVersion]:
     """The model versions that are kept, oldest first."""
     m = rows_of(models.Model).c
     rows = tx.execute(
-        select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base)
+        select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base, m.tuning)
         .where(m.run == run, m.kept)
         .order_by(m.round)
     )
@@ -210,7 +230,9 @@ def kept_versions(tx: Connection, run: str) -> list[ModelVersion]:
 def model_at(tx: Connection, run: str, round_: int | None) -> tuple[ModelVersion, bool] | None:
     """The model that round `round_` made (0: the first; None: the newest), and whether it is kept."""
     m = rows_of(models.Model).c
-    query = select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base, m.kept).where(m.run == run)
+    query = select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base, m.tuning, m.kept).where(
+        m.run == run
+    )
     query = query.order_by(m.round.desc()).limit(1) if round_ is None else query.where(m.round == round_)
     row = tx.execute(query).one_or_none()
     return (ModelVersion(*row[:-1]), row[-1]) if row else None
@@ -219,7 +241,7 @@ def model_at(tx: Connection, run: str, round_: int | None) -> tuple[ModelVersion
 def model_before(tx: Connection, run: str, round_: int) -> tuple[ModelVersion, bool] | None:
     """The model that round `round_` stood on, and whether it is kept."""
     m = rows_of(models.Model).c
-    query = select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base, m.kept)
+    query = select(m.round, m.digest, m.state, m.down, m.weights, m.delta, m.base, m.tuning, m.kept)
     query = query.where(m.run == run, m.round < round_)
     row = tx.execute(query.order_by(m.round.desc()).limit(1)).one_or_none()
     return (ModelVersion(*row[:-1]), row[-1]) if row else None

@@ -5,6 +5,7 @@ beside a coordinator that is running. What goes away meanwhile, because it is ke
 """
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ from koinon_coordinator.store.findings import UNREADABLE, Finding, of_run
 from koinon_coordinator.store.folder import Folder
 from koinon_coordinator.store.tx import Database
 from koinon_coordinator.store.uploads import Part, update_path
+from koinon_coordinator.store.vault import keys
 from koinon_core.canonical import sha256
 from koinon_core.errors import StoreError
 
 __all__ = ["Checked", "File", "Place", "check", "digest_of_file", "files", "opened", "revision", "upgrade"]
 
+_SETTLES = 0.2  # seconds from the end of a round to the end of its key, and more
 _ROWS = 100  # held at a time: of contents that are at most 6.5 MB
 
 
@@ -141,6 +144,7 @@ def check(place: Place) -> Checked:
     for file in named:
         checked.files += 1
         checked.findings += filter(None, [_file(place, file)])
+    checked.findings += _keys(place)
     return checked
 
 
@@ -203,6 +207,31 @@ def files(tx: Connection) -> Iterator[File]:
         path = update_path(Path(), Part(run, number, client), digest)
         what = f"run {name!r}, round {number}, {client}: its update {digest[:12]}"
         yield File(path, digest, size, what, named, name, number, client)
+
+
+def _keys(place: Place) -> Iterator[Finding]:
+    """Keys of sessions whose round is not open: what was said there could still be read, from a backup of its rows."""
+    if not _useless(place):
+        return
+    time.sleep(_SETTLES)  # beside a coordinator that has just closed a round, and is about to remove its key
+    for path, run, number in _useless(place):
+        text = (
+            f"the key of a session of round {number}, which is not open, is still there ({path}); a coordinator that "
+            "starts on this folder removes it"
+        )
+        yield Finding(text=text, run=run, round=number)
+
+
+def _useless(place: Place) -> list[tuple[Path, str, int]]:
+    there = keys(place.root)  # before the rows: a key is made for a round that is in them
+    rows = place.database.read("open rounds", _open_rounds)
+    return [(path, run, number) for path, run, number in there if (run, number) not in rows]
+
+
+def _open_rounds(tx: Connection) -> set[tuple[str, int]]:
+    r = models.Round
+    rows = tx.execute(select(r.run, r.number).where(r.stage.not_in(("closed", "abandoned"))))
+    return {(run, number) for run, number in rows}
 
 
 def _file(place: Place, file: File) -> Finding | None:

@@ -25,7 +25,9 @@ from koinon_core.failpoints import hit
 __all__ = ["Part", "Uploads", "damaged", "update_path"]
 
 
-_TRIES = 4  # different updates of one device's part that may lie here; one that was damaged on its way is sent anew
+_TRIES = 12
+"""Different updates of one device's part that may lie here: one for every attempt at a secure sum, and what was damaged
+on its way is sent anew."""
 
 
 @dataclass(frozen=True, slots=True)
