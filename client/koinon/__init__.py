@@ -2,13 +2,13 @@
 
     import koinon
 
-    with koinon.join("127.0.0.1:8440", run="digits") as session:     # a device
+    with koinon.join(run="digits") as session:                       # a device, once `koinon enrol` was run
         for task in session.tasks(model):
             train(model, loader, epochs=task.epochs)
             task.submit(examples=len(loader.dataset))
 
     run = koinon.Run("digits", model=model, strategy=koinon.FedAvg(), rounds=10)
-    run.create("127.0.0.1:8440")                                     # an operator
+    run.create("fl.example.org:8440")                                # an operator
     koinon.simulate(run, client, clients=10)                         # or all of it without a network
 
 Importing this loads numpy only; torch and gRPC are imported when something needs them.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from koinon_core.errors import (
         BadUpdate,
         Conflict,
+        Denied,
         KoinonError,
         LocalProtocolError,
         NotFound,
@@ -71,7 +72,7 @@ _WHERE = {
     "koinon.simulation": ("Faults", "Simulated", "simulate"),
     "koinon.task": ("Task",),
     "koinon_core.errors": (
-        "BadUpdate", "Conflict", "KoinonError", "LocalProtocolError", "NotFound", "ProtocolError",
+        "BadUpdate", "Conflict", "Denied", "KoinonError", "LocalProtocolError", "NotFound", "ProtocolError",
         "RemoteProtocolError", "RoundAborted", "RunEnded", "Unavailable", "UsageError",
     ),
     "koinon_core.schema": ("Schema",),
@@ -89,6 +90,7 @@ __all__ = [
     "Base",
     "Clip",
     "Conflict",
+    "Denied",
     "Faults",
     "FedAdam",
     "FedAvg",

@@ -1,5 +1,5 @@
-"""What every call to a coordinator has in common: how a channel is set up, how a row of the table becomes a callable,
-what a failed call means, and how long to wait before the next attempt."""
+"""What every call to a coordinator has in common: how a channel is set up and secured, how a row of the table becomes a
+callable, what a failed call means, and how long to wait before the next attempt."""
 
 import os
 
@@ -9,17 +9,31 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # not every goodbye on the terminal
 
 import random
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from koinon_core.errors import KoinonError, StoreError, Unavailable, from_code
+from koinon_core.errors import Denied, KoinonError, StoreError, Unavailable, from_code
 from koinon_core.wire import convert
 from koinon_core.wire.methods import ERROR_KEY, Method
 from koinon_core.wire.pieces import FLOW
 
-__all__ = ["CHANNEL_OPTIONS", "Pauses", "error_of", "passing", "stub"]
+if TYPE_CHECKING:
+    from koinon.identity import Credentials
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "Pauses",
+    "closed_at_once",
+    "error_of",
+    "mistrusted",
+    "passing",
+    "secure",
+    "secured",
+    "stub",
+]
 
 _FIRST_PAUSE = 0.1
 _PROMPT, _PROMPT_CAP, _PATIENT_CAP = 120.0, 2.0, 60.0
@@ -38,6 +52,19 @@ CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+
+
+def secure(ca: bytes, key: bytes | None = None, chain: bytes | None = None) -> grpc.ChannelCredentials:
+    """TLS to a coordinator that `ca` vouches for, all in PEM. With a key and its certificate it is mutual; only
+    enrolment does without."""
+    return grpc.ssl_channel_credentials(ca, key, chain)
+
+
+def secured(credentials: "Credentials") -> grpc.ChannelCredentials:
+    """Mutual TLS with what is in the credentials' folder now. UsageError if that is not valid any more."""
+    credentials.reload()
+    credentials.check(time.time())
+    return secure(credentials.ca, credentials.tls_key, credentials.chain)
 
 
 def stub(
@@ -59,11 +86,41 @@ def error_of(error: Any, address: str) -> KoinonError:
     metadata: dict[str, Any] = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416 - see above
     if ERROR_KEY in metadata:
         return from_code(str(metadata[ERROR_KEY]), error.details() or "")
+    details = error.details() or error.code().name.lower()
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return Unavailable(
-            f"no coordinator answers at {address} ({error.details() or error.code().name.lower()})"
+        if reason := mistrusted(details):
+            return Denied(f"whoever answers at {address} {reason}")
+        hint = f"; {closed_at_once(details)}" if closed_at_once(details) else ""
+        return Unavailable(f"no coordinator answers at {address} ({details}){hint}")
+    return KoinonError(f"the coordinator at {address} failed: {details}")
+
+
+def mistrusted(details: str) -> str:
+    """Why we did not go on with a TLS handshake, if that is what happened; gRPC says it in words alone."""
+    if "Hostname Verification" in details:
+        return (
+            "is of this federation, but its certificate does not have that name; use one that it has, or start the "
+            "coordinator with --name HOST"
         )
-    return KoinonError(f"the coordinator at {address} failed: {error.details() or error.code().name}")
+    if "handshake failed" not in details:
+        return ""
+    if "WRONG_VERSION_NUMBER" in details:
+        return "does not speak TLS; is it a coordinator that was started with --insecure, or another port's service?"
+    if "has expired" in details or "not yet valid" in details:
+        return "shows a certificate that is not valid now; compare the clocks of both machines"
+    return (
+        "is not vouched for by this federation's CA; check the address, and where the credentials come from"
+    )
+
+
+def closed_at_once(details: str) -> str:
+    """What it may mean that a connection was closed as soon as it was there; "" if that is not what happened."""
+    if "failed to connect" not in details or "Socket closed" not in details:
+        return ""
+    return (
+        "it closes the connection at once, as one does that wants TLS (then leave --insecure out) or that does not "
+        "accept this certificate"
+    )
 
 
 def passing(error: KoinonError) -> bool:

@@ -29,7 +29,9 @@ from typing import Any, Protocol, TypeVar
 import grpc
 
 from koinon.arriving import inlined
-from koinon.calls import CHANNEL_OPTIONS, Pauses, error_of, passing, stub
+from koinon.calls import CHANNEL_OPTIONS, Pauses, closed_at_once, error_of, mistrusted, passing, secured, stub
+from koinon.identity.folder import Credentials
+from koinon.identity.renewal import kept_fresh
 from koinon.progress import Progress, reporter
 from koinon.transfer import Transfers
 from koinon_core.blob import Blob
@@ -70,8 +72,9 @@ class Link(Protocol):
 
     def start(self, receiver: Receiver) -> None: ...
     def send(self, message: pb.DeviceMessage) -> None: ...
-    def answer(self, answer: pb.Answer, blob: Blob) -> None:
-        """Send an update: inline if it is small, by an upload before it otherwise. It is read piece by piece."""
+    def answer(self, answer: pb.Answer | pb.Voice, blob: Blob) -> None:
+        """Send an update, masked or not: inline if it is small, by an upload before it otherwise. It is read piece by
+        piece."""
         ...
 
     def fetch(self, content: pb.Content, into: Path | None = None) -> Blob:
@@ -91,13 +94,17 @@ class Link(Protocol):
 
 
 class GrpcLink:
-    """A link over gRPC, for the device `client`. `progress` is told how far transfers are; if there is none, the
-    process's own is (`koinon.progress`)."""
+    """A link over gRPC, for the device `client`; in plain text if it has no `credentials`. `progress` is told how far
+    transfers are; if there is none, the process's own is (`koinon.progress`)."""
 
     def __init__(
-        self, address: str, client: str, instance: str = "", boot: int = 0, progress: Progress | None = None
-    ):
-        self.address, self._client = address, client
+        self, address: str, client: str, instance: str = "", boot: int = 0, progress: Progress | None = None,
+        credentials: Credentials | None = None,
+    ):  # fmt: skip
+        self.address, self._client, self._credentials = address, client, credentials
+        self._known = False  # whether whoever answers there was the coordinator before
+        self.hint = ""
+        """What may be wrong, where nobody answers."""
         self._instance, self._boot = instance or uuid.uuid4().hex, boot
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"koinon-link-{client}", daemon=True)
@@ -122,7 +129,7 @@ class GrpcLink:
     def send(self, message: pb.DeviceMessage) -> None:
         self._call(self._outbox.put_nowait, message)
 
-    def answer(self, answer: pb.Answer, blob: Blob) -> None:
+    def answer(self, answer: pb.Answer | pb.Voice, blob: Blob) -> None:
         self._call(self._begin_answer, answer, blob)
 
     def fetch(self, content: pb.Content, into: Path | None = None) -> Blob:
@@ -220,13 +227,26 @@ class GrpcLink:
     async def _connect(self) -> None:
         """One attempt, and all that comes of it. A connection of its own each time: gRPC, left to itself, would go on
         connecting at its own pace, and an address would be looked up only once."""
-        options = [*CHANNEL_OPTIONS, _OWN_CONNECTION]
-        async with grpc.aio.insecure_channel(self.address, options=options) as channel:
+        async with self._open() as channel, kept_fresh(self._credentials, channel):
             self._channel = channel
             try:
                 await self._attend(channel)
+            except grpc.aio.AioRpcError as error:
+                details = error.details() or ""
+                self.hint = closed_at_once(details)
+                if self._known and mistrusted(details):
+                    # A portal in between, say; whom we knew may be there again soon.
+                    raise Unavailable(f"whoever answers at {self.address} {mistrusted(details)}") from error
+                raise
             finally:
+                self._known = self._known or bool(self._worked_from)
                 self._online.clear()
+
+    def _open(self) -> grpc.aio.Channel:
+        options = [*CHANNEL_OPTIONS, _OWN_CONNECTION]
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.address, options=options)
+        return grpc.aio.secure_channel(self.address, secured(self._credentials), options=options)
 
     async def _attend(self, channel: grpc.aio.Channel) -> None:
         """A stream, until it ends or fails."""
@@ -325,10 +345,10 @@ class GrpcLink:
         task = asyncio.current_task()
         return not self._closing.is_set() and not (task is not None and task.cancelling())
 
-    def _begin_answer(self, answer: pb.Answer, blob: Blob) -> None:
+    def _begin_answer(self, answer: pb.Answer | pb.Voice, blob: Blob) -> None:
         if blob.size <= convert.INLINE:
             answer.update.inline = blob.bytes()
-            self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
+            self._outbox.put_nowait(_as_message(answer))
             return
         key = (answer.round, answer.update.digest)
         if key in self._uploads:
@@ -337,17 +357,23 @@ class GrpcLink:
         self._uploads[key] = task
         task.add_done_callback(lambda _: self._uploads.pop(key, None))
 
-    async def _answer(self, answer: pb.Answer, blob: Blob) -> None:
+    async def _answer(self, answer: pb.Answer | pb.Voice, blob: Blob) -> None:
         # If it is refused, the answer goes out all the same: the coordinator says by name what became of it.
         with contextlib.suppress(KoinonError):
             await self._transfers.upload(answer, blob)
-        self._outbox.put_nowait(pb.DeviceMessage(answer=answer))
+        self._outbox.put_nowait(_as_message(answer))
 
     def _begin_close(self) -> None:
         self._closing.set()
         if not self._worked_from and self._channel is not None:
             # Connecting, or nobody there: nothing is on its way that could still be said.
             self._loop.create_task(self._channel.close())
+
+
+def _as_message(answer: pb.Answer | pb.Voice) -> pb.DeviceMessage:
+    if isinstance(answer, pb.Voice):
+        return pb.DeviceMessage(voice=answer)
+    return pb.DeviceMessage(answer=answer)
 
 
 async def _raise(call: Any) -> None:

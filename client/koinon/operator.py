@@ -1,38 +1,66 @@
-"""The operator's calls, synchronous: create, list, get, watch, control, export."""
+"""The operator's calls, synchronous: on runs, and on who may do what."""
 
 import os
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # see koinon.link
 
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
-from koinon.link import CHANNEL_OPTIONS, error_of
+from koinon.calls import CHANNEL_OPTIONS, error_of, secured
+from koinon.identity import Credentials, operator_access
+from koinon.identity.renewal import asking, is_due
 from koinon_core import codec
 from koinon_core.audit import Entry
-from koinon_core.errors import BadBlob
+from koinon_core.errors import BadBlob, KoinonError
 from koinon_core.spec import RunSpec
 from koinon_core.tensors import Tensors
-from koinon_core.wire.methods import RUNS, Method
+from koinon_core.wire.methods import DIRECTORY, IDENTITY, RUNS, Method
+from koinon_core.wire.v1 import enrolment_pb2 as people
 from koinon_core.wire.v1 import runs_pb2 as pb
 
 __all__ = ["Operator"]
 
 _PIECE = 1 << 20
 _TIMEOUT = 60.0
+_log = logging.getLogger("koinon")
 
 
 class Operator:
-    """Calls on the runs of one coordinator; a context manager. Raises our errors, Unavailable included."""
+    """Calls on one coordinator; a context manager. Raises our errors, Unavailable included.
 
-    def __init__(self, address: str):
-        self.address = address
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    `credentials` is a folder (default: KOINON_OPERATOR, ./koinon-federation/admin, ~/.config/koinon/operator), and with
+    `insecure` (KOINON_INSECURE=1) there are none, on this machine alone. `address` is HOST:PORT (KOINON_ADDRESS, what
+    the credentials say, 127.0.0.1:8440).
+    """
+
+    def __init__(
+        self, address: str | None = None, credentials: Path | None = None, *, insecure: bool | None = None
+    ):
+        access = operator_access(address, credentials=credentials, insecure=insecure)
+        self.address, self._credentials = access.address, access.credentials
+        self._channel = (
+            grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+            if access.credentials is None
+            else grpc.secure_channel(self.address, secured(access.credentials), options=CHANNEL_OPTIONS)
+        )
 
     def __enter__(self) -> Self:
+        if self._credentials is not None and is_due(self._credentials, time.time()):
+            try:
+                self._renew(self._credentials)
+            except KoinonError as error:  # there is a third of its life left, for other tries
+                _log.warning("the certificate of %s is not renewed yet: %s", self._credentials.id, error)
         return self
+
+    def _renew(self, credentials: Credentials) -> None:
+        got = self._call(IDENTITY.RENEW, asking(credentials, time.time()))
+        credentials.renewed(got.certificate, got.ca, got.entry)
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
@@ -116,3 +144,57 @@ class Operator:
             if len(data) > codec.size_limit(spec.model):
                 raise BadBlob("the coordinator sent more bytes than the run's model can have")
         return number, codec.decode(bytes(data), spec.model, "the exported model")
+
+    # -- who may do what --------------------------------------------------------------------------------------
+
+    def create_token(self, ttl: int, uses: int = 1, label: str = "") -> people.CreateTokenResponse:
+        """What lets `uses` devices in for `ttl` seconds; they get the label. It is told this once."""
+        request = people.CreateTokenRequest(ttl=ttl, uses=uses, label=label)
+        response: people.CreateTokenResponse = self._call(DIRECTORY.CREATE_TOKEN, request)
+        return response
+
+    def devices(self) -> list[people.DeviceInfo]:
+        """All devices that ever enrolled or were seen."""
+        return list(self._call(DIRECTORY.LIST_DEVICES, people.ListDevicesRequest()).devices)
+
+    def revoke_device(self, device: str, reason: str = "") -> people.DeviceInfo:
+        """It is cut now, and let in no more."""
+        request = people.RevokeDeviceRequest(id=device, reason=reason)
+        response: people.RevokeDeviceResponse = self._call(DIRECTORY.REVOKE_DEVICE, request)
+        return response.device
+
+    def label_device(self, device: str, label: str) -> people.DeviceInfo:
+        """Words for people; "" for none."""
+        request = people.LabelDeviceRequest(id=device, label=label)
+        response: people.LabelDeviceResponse = self._call(DIRECTORY.LABEL_DEVICE, request)
+        return response.device
+
+    def operators(self) -> list[people.OperatorInfo]:
+        """All operators that there ever were."""
+        return list(self._call(DIRECTORY.LIST_OPERATORS, people.ListOperatorsRequest()).operators)
+
+    def create_operator(self, name: str, role: str, csr: bytes) -> people.CreateOperatorResponse:
+        """An operator with a role, and the certificate for the key that signed `csr` (DER)."""
+        request = people.CreateOperatorRequest(name=name, role=role, csr=csr)
+        response: people.CreateOperatorResponse = self._call(DIRECTORY.CREATE_OPERATOR, request)
+        return response
+
+    def revoke_operator(self, name: str) -> people.OperatorInfo:
+        """It may do nothing from now on."""
+        response: people.RevokeOperatorResponse = self._call(
+            DIRECTORY.REVOKE_OPERATOR, people.RevokeOperatorRequest(name=name)
+        )
+        return response.operator
+
+    def export_roster(self) -> people.ExportRosterResponse:
+        """The roster's next version, for its owner to sign."""
+        response: people.ExportRosterResponse = self._call(
+            DIRECTORY.EXPORT_ROSTER, people.ExportRosterRequest()
+        )
+        return response
+
+    def import_roster(self, entries: Sequence[bytes], key: bytes) -> people.ImportRosterResponse:
+        """Entries that the owner of `key` (the public one, 32 bytes) signed."""
+        request = people.ImportRosterRequest(entries=entries, key=key)
+        response: people.ImportRosterResponse = self._call(DIRECTORY.IMPORT_ROSTER, request)
+        return response

@@ -1,12 +1,11 @@
 """A run as its author writes it down: a model, a strategy, and settings; to be created at a coordinator or
 simulated."""
 
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from koinon_core.schema import Schema, schema_of
 from koinon_core.spec import RunSpec
 from koinon_core.strategy import FedAvg, Strategy, recipe
 from koinon_core.tensors import Tensors
+
+if TYPE_CHECKING:
+    from koinon.operator import Operator
 
 __all__ = ["Run", "RunHandle", "read_model"]
 
@@ -49,29 +51,41 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.spec.name!r}, {recipe.show(self.spec.strategy)}, rounds={self.spec.rounds})"
 
-    def create(self, address: str | None = None) -> "RunHandle":
-        """Submit it to the coordinator at `address` (default: KOINON_ADDRESS, or this machine's)."""
+    def create(
+        self,
+        address: str | None = None,
+        *,
+        credentials: str | Path | None = None,
+        insecure: bool | None = None,
+    ) -> "RunHandle":
+        """Submit it to the coordinator at `address`, with an operator's `credentials` or, on this machine alone,
+        `insecure`. What is not given is found as `koinon.operator.Operator` says."""
         from koinon.operator import Operator
 
-        address = address or os.environ.get("KOINON_ADDRESS") or "127.0.0.1:8440"
-        with Operator(address) as operator:
+        folder = Path(credentials) if credentials else None
+        with Operator(address, folder, insecure=insecure) as operator:
             info = operator.create(self.spec, self.model)
-        return RunHandle(address, info.id, self.spec.name)
+            return RunHandle(operator.address, info.id, self.spec.name, folder, insecure)
 
 
 @dataclass(frozen=True, slots=True)
 class RunHandle:
-    """A run at a coordinator."""
+    """A run at a coordinator, and how to get at it."""
 
     address: str
     id: str
     name: str
+    credentials: Path | None = None
+    insecure: bool | None = None
+
+    def _operator(self) -> "Operator":
+        from koinon.operator import Operator
+
+        return Operator(self.address, self.credentials, insecure=self.insecure)
 
     def wait(self) -> str:
         """Block until the run is over. RunEnded, with the reason, if it did not finish."""
-        from koinon.operator import Operator
-
-        with Operator(self.address) as operator:
+        with self._operator() as operator:
             for seen in operator.watch(self.id):
                 info = seen.run
         if info.status != "finished":
@@ -80,30 +94,22 @@ class RunHandle:
 
     def model(self, round_: int | None = None) -> Tensors:
         """The newest model, or that of a round (0: the first)."""
-        from koinon.operator import Operator
-
-        with Operator(self.address) as operator:
+        with self._operator() as operator:
             return operator.model(self.id, round_)[1]
 
     def rounds(self) -> list[Any]:
         """What happened, round by round (koinon.v1.RoundInfo)."""
-        from koinon.operator import Operator
-
-        with Operator(self.address) as operator:
+        with self._operator() as operator:
             return list(operator.get(self.id).rounds)
 
     def updates(self, round_: int | None = None) -> list[Any]:
         """What is known of the updates, of a round or of all (koinon.v1.UpdateInfo), by round and device."""
-        from koinon.operator import Operator
-
-        with Operator(self.address) as operator:
+        with self._operator() as operator:
             return list(operator.updates(self.id, round_))
 
     def watch(self) -> Iterator[Any]:
         """The run as it changes (koinon.v1.WatchResponse), until it is over."""
-        from koinon.operator import Operator
-
-        with Operator(self.address) as operator:
+        with self._operator() as operator:
             yield from operator.watch(self.id)
 
 

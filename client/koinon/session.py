@@ -15,7 +15,9 @@ import queue
 import socket
 import threading
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +25,10 @@ from typing import Any, Self
 
 from koinon.adapt import adapt
 from koinon.conversation import Conversation
+from koinon.identity import DeviceIdentity, device_access, device_folder, identity_of
 from koinon.models import Evaluate, Model
 from koinon.outbox import MemoryOutbox, Outbox, open_outbox
+from koinon.policy import Policy
 from koinon.shelf import Shelf
 from koinon.task import Task
 from koinon.work import Workbench
@@ -52,36 +56,49 @@ _News = pb.Ask | _Ended | KoinonError
 def join(
     address: str | None = None, *, run: str | None = None, name: str | None = None,
     plugins: tuple[str, ...] | list[str] = (), timeout: float = _CONNECT_TIMEOUT, wait: float = 0.0,
-    state: str | Path | None = None,
+    state: str | Path | None = None, credentials: str | Path | None = None, insecure: bool | None = None,
 ) -> "Session":  # fmt: skip
     """Take part in `run` at the coordinator `address` (HOST:PORT), as the device `name`.
 
     What is not given is taken from KOINON_ADDRESS, KOINON_RUN, KOINON_NAME and KOINON_PLUGINS (comma-separated).
     `wait` is how many seconds to wait for a run that does not exist yet (default: KOINON_WAIT, or 0: not at all).
 
+    The device shows the `credentials` that `koinon enrol` made (a folder; default: KOINON_CREDENTIALS, or where it put
+    them), and has the name and the address that it enrolled with. `insecure` (or KOINON_INSECURE=1) is plain text
+    instead, without an identity: for a coordinator on this machine that was started with --insecure.
+
     A device with a name has a memory in the folder `state` (default: KOINON_STATE, or ~/.local/state/koinon): an
     update that was handed in is sent again, with the same bytes, until its fate is known, whatever happens to this
     process; and what the strategy keeps on the device outlives it. Without a name (then it is this host's and the
     process) the device could not be recognised when it comes back, and nothing is kept.
 
-    Raises Unavailable if nobody answers within `timeout` seconds, NotFound for an unknown run, NotFound naming the
+    Raises UsageError if there are no credentials, or none that are valid, Denied if the coordinator does not let this
+    device in, Unavailable if nobody answers within `timeout` seconds, NotFound for an unknown run, NotFound naming the
     strategy if this device does not have the run's, and Conflict if another process is this device already.
     """
     from koinon.link import GrpcLink
 
-    address = address or os.environ.get("KOINON_ADDRESS") or "127.0.0.1:8440"
     run = run or os.environ.get("KOINON_RUN")
     if not run:
         raise UsageError("say which run to join: koinon.join(address, run=NAME), or set KOINON_RUN")
     named = name or os.environ.get("KOINON_NAME")
+    memory, shown = Path(state) if state else None, Path(credentials) if credentials else None
+    access = device_access(address, named, credentials=shown, insecure=insecure, state=memory)
+    if access.credentials is not None:
+        named = access.credentials.id
     client = named or f"{socket.gethostname()}-{os.getpid()}"
     load_plugins([*plugins, *filter(None, os.environ.get("KOINON_PLUGINS", "").split(","))])
     wait = wait or float(os.environ.get("KOINON_WAIT") or 0.0)
-    outbox = open_outbox(named, Path(state) if state else None)
-    link = GrpcLink(address, client, outbox.instance, outbox.boot)
-    session = Session(link, run, client, outbox=outbox, wait=wait > 0)
+    outbox = open_outbox(named, memory)
+    identity = identity_of(access, client, device_folder(named, memory) if named else None)
+    link = GrpcLink(access.address, client, outbox.instance, outbox.boot, credentials=access.credentials)
+    policy = Policy.load(device_folder(named, memory) / "device.toml" if named else None)
+    session = Session(link, run, client, outbox=outbox, wait=wait > 0, identity=identity, policy=policy)
     try:
-        session.open(timeout, wait, address)
+        session.open(timeout, wait, access.address)
+    except Unavailable as error:
+        session.close()
+        raise Unavailable("; ".join(filter(None, (str(error), link.hint)))) from None
     except BaseException:
         session.close()
         raise
@@ -89,19 +106,31 @@ def join(
 
 
 class Session:
-    """This device in one run. Made by `join`; a context manager, so that what goes wrong is reported."""
+    """This device in one run. Made by `join`; a context manager, so that what goes wrong is reported. `soon` does what
+    takes a while (default: a thread of the session's own, one thing after the other)."""
 
-    def __init__(self, link: Any, run: str, client: str, *, outbox: Outbox | None = None, wait: bool = False):
+    def __init__(
+        self, link: Any, run: str, client: str, *, outbox: Outbox | None = None, wait: bool = False,
+        identity: DeviceIdentity | None = None, policy: Policy | None = None,
+        soon: Callable[[Callable[[], None]], None] | None = None,
+    ):  # fmt: skip
         self.client = client
         """This device's name."""
+        self.identity = identity or DeviceIdentity.loose(client)
+        """What it signs with in a secure round, and whom it believes."""
         self.status, self.reason = "", ""
         """How the run ended, once it has: "finished", "failed" or "cancelled", and why."""
         self.evaluates = False
         self._link, self._run_name = link, run
         self._outbox = outbox or MemoryOutbox()
-        self._talk = Conversation(client, run, self._outbox, _Desk(self), link.send, link.answer, wait=wait)
+        self._masking = ThreadPoolExecutor(1, thread_name_prefix=f"koinon-masking-{client}")
+        self._talk = Conversation(
+            client, run, self._outbox, _Desk(self), link.send, link.answer, wait=wait, identity=self.identity,
+            policy=policy, soon=soon or self._soon,
+        )  # fmt: skip
         self._shelf = Shelf(self._outbox.models, link.fetch)
         self._lock = threading.RLock()
+        self._talk.guard = self._lock
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._joined = threading.Event()
         self._attended = False
@@ -155,8 +184,12 @@ class Session:
                 return
             self._closed = True
         self._give_up("DECLINED", "the session was closed")
-        self._link.drain(lambda: self._talk.member.stage != "sent")
+        # In a secure round an update that was handed in is nothing without the words that open the sum.
+        open_ = ("sent", "staged") if self._talk.secure else ("sent",)
+        self._link.drain(lambda: self._talk.member.stage not in open_)
         self._link.close()
+        self._masking.shutdown(cancel_futures=True)
+        self._talk.closed()
         self._outbox.close()
 
     @property
@@ -216,6 +249,9 @@ class Session:
                 self._give_up("INTERRUPTED", "stopped by its user")
             case _:
                 detail = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+                if self._talk.secure:  # an error's words may hold what the device's data holds
+                    _log.error("%s: the loop failed: %s", self.client, detail)
+                    detail = f"{type(error).__name__} (its words are in the device's own log)"
                 self._give_up("FAILED", detail[:500])
 
     def _take(self, timeout: float) -> _News:
@@ -253,6 +289,11 @@ class Session:
         with self._lock:
             self._talk.gave_up(code, detail)
 
+    def _soon(self, work: Callable[[], None]) -> None:
+        """Do what takes a while on a thread that nobody waits for, one thing after the other."""
+        with suppress(RuntimeError):  # the session is closed: there is nobody to tell any more
+            self._masking.submit(_reported, work)
+
     # -- the link's thread ------------------------------------------------------------------------------------
 
     def connected(self) -> None:
@@ -284,9 +325,18 @@ class Session:
             talk = self._talk
             lease = talk.spec.lease if talk.spec else 1.0  # not known yet: ask again soon
             busy = talk.member.stage in ("working", "sent", "staged")
-            steps = self._task.steps if self._task is not None else 0
+            # How many steps a device takes says how many examples it has.
+            steps = self._task.steps if self._task is not None and not talk.secure else 0
             progress = pb.Progress(run=talk.run, round=talk.member.round, steps=steps)
         return lease / 3, pb.DeviceMessage(progress=progress) if busy else None
+
+
+def _reported(work: Callable[[], None]) -> None:
+    """What goes wrong on a thread that nobody waits for is seen all the same."""
+    try:
+        work()
+    except Exception:
+        _log.exception("a secure round's work failed")
 
 
 class _Desk:

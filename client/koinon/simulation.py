@@ -15,6 +15,7 @@ from koinon.simulated.coordinator import House, RoundSummary
 from koinon.simulated.device import Client, Device
 from koinon.simulated.world import Faults, World
 from koinon_core.errors import RunEnded, UsageError
+from koinon_core.secure.rules import FEWEST
 from koinon_core.tensors import Tensors
 
 __all__ = ["Faults", "RoundSummary", "Simulated", "World", "simulate"]
@@ -44,13 +45,17 @@ def simulate(
     """Run `run` with `clients` simulated devices (a number, or their names) that each call `client(session)`.
 
     The same names, seeds and client function give the same model as a deployed run, byte for byte, where the
-    training itself is deterministic. Raises RunEnded if the run could not finish, and re-raises the first error
+    training itself is deterministic. Of a secure run too: devices draw real keys and mask their updates, and the sum
+    does not depend on them. Raises RunEnded if the run could not finish, and re-raises the first error
     of a client function that made it fail.
     """
     names = [f"client-{i}" for i in range(clients)] if isinstance(clients, int) else list(clients)
-    if len(names) < run.spec.min_clients:
+    spec = run.spec
+    if len(names) < spec.quorum:
+        out = f"; a secure run has {FEWEST} or more, one with aggregation = 'open' any" if spec.secure else ""
         raise UsageError(
-            f"{len(names)} simulated clients can never be the run's min_clients = {run.spec.min_clients}"
+            f"{len(names)} simulated clients can never be the run's min_clients = {spec.min_clients}"
+            f"{f' in each of {spec.groups} groups' if spec.groups > 1 else ''}{out}"
         )
     world = World(seed)
     house = House(run, world, faults or Faults())

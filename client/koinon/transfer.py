@@ -98,7 +98,7 @@ class Transfers:
 
     # -- up ---------------------------------------------------------------------------------------------------
 
-    async def upload(self, answer: pb.Answer, blob: Blob) -> None:
+    async def upload(self, answer: pb.Answer | pb.Voice, blob: Blob) -> None:
         """Bring an update's bytes to the coordinator. Raises what it refuses them with."""
         there = 0
 
@@ -115,7 +115,9 @@ class Transfers:
         with self._ending("upload", blob.size):
             await self._retrying(rest, self._up)
 
-    async def _send(self, channel: grpc.aio.Channel, answer: pb.Answer, blob: Blob, held: Any) -> Any:
+    async def _send(
+        self, channel: grpc.aio.Channel, answer: pb.Answer | pb.Voice, blob: Blob, held: Any
+    ) -> Any:
         """What is not `held` yet, piece by piece; each is read while the one before it is on its way."""
         call = stub(channel, BLOBS.UPLOAD)(metadata=self._metadata())
         start = blobs_pb2.UploadStart(

@@ -12,7 +12,7 @@ from typing import Any
 from koinon.models import Evaluate, Model
 from koinon.shelf import Shelf
 from koinon.task import Task
-from koinon_core.blob import NO_BYTES, Blob
+from koinon_core.blob import Blob
 from koinon_core.codec import Reader
 from koinon_core.draft import Draft
 from koinon_core.errors import BadBlob, BadUpdate, LocalProtocolError, NotFound
@@ -66,7 +66,7 @@ class Workbench:
         if head is None:
             return
         if terms.kind == "evaluate":
-            self.hand_over(Prepared(NO_BYTES, head, state))
+            self._prepare(lambda: half.evaluated(terms, head, state, self.client, self.draft()))
             return
         if half.light and not model.rounds:
             yield from self._train(terms, state, down, head, half.weights(w, state), Tensors(), Plan())

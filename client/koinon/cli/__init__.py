@@ -1,8 +1,8 @@
 """`koinon`: the operator's and the researcher's command line.
 
 Tables for people go to standard output, `--json` for programs; progress goes to standard error. Exit codes: 0 done,
-1 failed, 2 wrong usage, 3 not found, 5 nobody answers (trying again may help), 6 ended without its quorum or
-without a model, 130 interrupted.
+1 failed, 2 wrong usage, 3 not found, 4 not allowed, 5 nobody answers (trying again may help), 6 ended without its
+quorum or without a model, 130 interrupted.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from koinon.cli import audit, client, demo, runs, updates
+from koinon.cli import audit, client, demo, device, enrol, operators, roster, runs, token, updates
 from koinon_core import __version__
 from koinon_core.errors import KoinonError
 
@@ -28,6 +28,18 @@ app.add_typer(
     updates.app, name="update", help="List updates: what they weigh, what they lost, what became of them."
 )
 app.add_typer(audit.app, name="audit", help="Show, verify and replay what was decided.")
+app.add_typer(token.app, name="token", help="Make tokens, which let devices in.")
+app.add_typer(device.app, name="device", help="List, revoke and label devices.")
+app.add_typer(operators.app, name="operator", help="Create, list and revoke operators.")
+app.add_typer(
+    roster.app, name="roster", help="Pin the devices to a key that the federation's owner keeps offline."
+)
+app.command(epilog="Example: koinon enrol --name ward-7 < ward-7.token")(enrol.enrol)
+app.command(
+    "register",
+    epilog="Example: koinon register --address fl.example.org:8440 --domain example.org --tls-key k.pem "
+    "--tls-cert c.pem --ca ca.pem --roster-key roster.pub",
+)(enrol.outside)
 app.command(epilog="Example: koinon demo --clients 10 --rounds 10 --json demo.json")(demo.demo)
 app.command(
     name="client",

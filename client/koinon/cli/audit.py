@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from koinon.cli.output import Address, AsJson, console, moment, print_json
+from koinon.cli.output import Address, AsJson, Credentials, Insecure, console, moment, print_json
 from koinon.operator import Operator
 from koinon_core import audit
 from koinon_core.errors import NotFound, StoreError
@@ -14,13 +14,18 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Name = Annotated[str, typer.Argument(help="The run's name or id.")]
-_LOCAL = "127.0.0.1:8440"
 
 
 @app.command(epilog="Example: koinon audit log digits")
-def log(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
+def log(
+    name: Name,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
+    json: AsJson = False,
+) -> None:
     """Print a run's audit log, oldest entry first."""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         entries = list(operator.audit(name))
     if json:
         print_json([{**e.value, "hash": e.hash} for e in entries])
@@ -56,11 +61,13 @@ def _about(value: dict[str, Any]) -> str:
 @app.command(epilog="Example: koinon audit verify digits")
 def verify(
     name: Annotated[str | None, typer.Argument(help="The run's name or id; default: all runs.")] = None,
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
     json: AsJson = False,
 ) -> None:
     """Follow the hash chain of the audit log, here on this machine. Exits with 1 if it does not hold."""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         names = [name] if name else [run.name for run in operator.runs()]
         reports = {}
         for one in names:
@@ -90,12 +97,14 @@ def verify(
 def replay(
     name: Name,
     round_: Annotated[int | None, typer.Option("--round", min=1, help="Only this round.")] = None,
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
     json: AsJson = False,
 ) -> None:
     """Take the sums of closed rounds again from the updates that are kept, and compare. Exits with 1 on a mismatch."""
     found = []
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         for seen in operator.replay(name, round_):
             found.append(seen)
             if not json:

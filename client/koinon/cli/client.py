@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from koinon import progress
-from koinon.cli.output import Address
+from koinon.cli.output import Address, Insecure
+from koinon_core.errors import UsageError
 
 __all__ = ["client"]
 
@@ -20,9 +21,16 @@ def client(
     script: Annotated[
         Path, typer.Argument(help="Your training script; it calls koinon.join().", exists=True)
     ],
-    address: Address = "127.0.0.1:8440",
+    address: Address = None,
     run: Annotated[str | None, typer.Option(help="The run to join.", envvar="KOINON_RUN")] = None,
-    name: Annotated[str | None, typer.Option(help="This device's name.", envvar="KOINON_NAME")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="This device's name; default: the enrolled one.", envvar="KOINON_NAME")
+    ] = None,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(help="This device's credentials, a folder; default: where `koinon enrol` put them."),
+    ] = None,
+    insecure: Insecure = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for a run that does not exist yet.")
     ] = 86400,
@@ -35,7 +43,14 @@ def client(
     What the script names itself (koinon.join(run=...)) goes before. Other arguments are the script's.
     """
     _speak()
-    given = {"KOINON_ADDRESS": address, "KOINON_RUN": run, "KOINON_NAME": name, "KOINON_WAIT": str(wait)}
+    if credentials and insecure:
+        raise UsageError("say either --credentials or --insecure, not both")
+    if credentials or insecure:  # what is said here goes before what stands in the environment
+        os.environ.pop("KOINON_CREDENTIALS" if insecure else "KOINON_INSECURE", None)
+    given = {
+        "KOINON_ADDRESS": address, "KOINON_RUN": run, "KOINON_NAME": name, "KOINON_WAIT": str(wait),
+        "KOINON_CREDENTIALS": str(credentials or ""), "KOINON_INSECURE": "1" if insecure else "",
+    }  # fmt: skip
     os.environ.update({key: value for key, value in given.items() if value})
     if plugin:
         os.environ["KOINON_PLUGINS"] = ",".join(plugin)

@@ -20,7 +20,10 @@ def _fresh(path: Path) -> Path:
 
 
 def demo(
-    clients: Annotated[int, typer.Option(min=1, max=100, help="Devices.")] = 10,
+    clients: Annotated[
+        int,
+        typer.Option(min=3, max=100, help="Devices: at least three, of whose updates only sums are seen."),
+    ] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="For the split, the model and the training.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
@@ -41,7 +44,7 @@ def demo(
     scene = Scene(folder, started)
     with (
         coordinator(folder) as address,
-        Team(context, address, folder / "devices", clients, rounds, seed) as team,
+        Team(context, address, folder, clients, rounds, seed) as team,
     ):
         scene.follow(team.reports(), console())
     scene.conclude(console(markup=True))

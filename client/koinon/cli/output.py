@@ -3,6 +3,7 @@
 import datetime
 import json
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +13,30 @@ from rich.console import Console
 from rich.table import Table
 
 __all__ = [
-    "Address", "AsJson", "as_dict", "console", "elapsed", "figure", "moment", "print_json", "size",
-    "table_of",
+    "Address", "AsJson", "Credentials", "Insecure", "as_dict", "console", "elapsed", "figure", "moment", "print_json",
+    "size", "table_of",
 ]  # fmt: skip
 
 Address = Annotated[
-    str, typer.Option("--address", envvar="KOINON_ADDRESS", help="The coordinator, HOST:PORT.")
+    str | None,
+    typer.Option(
+        envvar="KOINON_ADDRESS",
+        help="The coordinator, HOST:PORT; default: what the credentials say, or 127.0.0.1:8440.",
+    ),
+]
+Credentials = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your credentials, a folder; default: KOINON_OPERATOR, koinon-federation/admin, or "
+        "~/.config/koinon/operator."
+    ),
+]
+Insecure = Annotated[
+    bool | None,
+    typer.Option(
+        "--insecure",
+        help="Plain text (or KOINON_INSECURE=1), to a coordinator on this machine that has it too.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

@@ -11,6 +11,8 @@ from rich.text import Text
 from koinon.cli.output import (
     Address,
     AsJson,
+    Credentials,
+    Insecure,
     as_dict,
     console,
     elapsed,
@@ -29,7 +31,6 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Name = Annotated[str, typer.Argument(help="The run's name or id.")]
-_LOCAL = "127.0.0.1:8440"
 
 
 @app.command(epilog="Example: koinon run create digits --model init.safetensors --rounds 10 --min-clients 3")
@@ -45,11 +46,17 @@ def create(
     clients: Annotated[
         int | None, typer.Option(help="Devices that a round waits for; default: all attached.")
     ] = None,
+    aggregation: Annotated[
+        str | None,
+        typer.Option(help="'secure': only sums of updates are seen; 'open': the coordinator sees each."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings as TOML; your own for the devices under \\[config].")
     ] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="A module with your own strategies.")] = None,
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
     json: AsJson = False,
 ) -> None:
     """Submit a run. It starts as soon as enough devices have joined."""
@@ -57,9 +64,12 @@ def create(
 
     load_plugins(plugin or [])
     settings = _settings(config)
-    flags = {"strategy": strategy, "rounds": rounds, "min_clients": min_clients, "clients": clients}
+    flags = {
+        "strategy": strategy, "rounds": rounds, "min_clients": min_clients, "clients": clients,
+        "aggregation": aggregation,
+    }  # fmt: skip
     settings.update({key: value for key, value in flags.items() if value is not None})
-    handle = Run(name, model=model, **settings).create(address)
+    handle = Run(name, model=model, **settings).create(address, credentials=credentials, insecure=insecure)
     if json:
         print_json({"id": handle.id, "name": handle.name})
     else:
@@ -90,9 +100,11 @@ def _settings(config: Path | None) -> dict[str, Any]:
 
 
 @app.command("ls", epilog="Example: koinon run ls --json")
-def list_runs(address: Address = _LOCAL, json: AsJson = False) -> None:
+def list_runs(
+    address: Address = None, credentials: Credentials = None, insecure: Insecure = None, json: AsJson = False
+) -> None:
     """List all runs."""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         runs = operator.runs()
     if json:
         print_json([as_dict(run) for run in runs])
@@ -113,11 +125,13 @@ def list_runs(address: Address = _LOCAL, json: AsJson = False) -> None:
 def show(
     name: Name,
     round_: Annotated[int | None, typer.Option("--round", help="Every participant of this round.")] = None,
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
     json: AsJson = False,
 ) -> None:
     """Show a run: every round, who took part, how long each phase took, and what went wrong."""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         got = operator.get(name)
     if json:
         value = as_dict(got)
@@ -128,10 +142,16 @@ def show(
     out.print(_headline(got.run))
     if round_ is not None:
         out.print(_participants_table(got, round_))
+        for r in got.rounds:
+            if r.number == round_ and (waited := _still_out(r)):
+                out.print(waited)
         return
-    out.print(f"strategy {got.run.strategy}, model {got.model_digest[:12]}, history {got.head[:12]}")
+    secure = ", secure" if got.run.aggregation == "secure" else ""
+    out.print(f"strategy {got.run.strategy}{secure}, model {got.model_digest[:12]}, history {got.head[:12]}")
     out.print(_rounds_table(got.rounds))
     for r in got.rounds:
+        if waited := _still_out(r):
+            out.print(waited)
         missing = [p for p in r.participants if p.status not in ("counted", "staged", "asked", "joined")]
         for p in missing:
             out.print(f"round {r.number}: {p.client} {p.status.replace('_', ' ')}: {p.reason}")
@@ -163,16 +183,34 @@ def _participants_table(got: pb.GetResponse, number: int) -> Table:
     r = next((r for r in got.rounds if r.number == number), None)
     if r is None:
         raise NotFound(f"run {got.run.name!r} has no round {number}; its rounds are 1 to {len(got.rounds)}")
-    table = Table(title=f"Round {number}, {r.kind}, {r.status}", title_justify="left", box=None)
-    for column in ("device", "status", "answered after s", "up", "examples"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("why")
+    title = ", ".join(filter(None, (f"Round {number}", r.kind, r.status, _attempt(r), _secure(r))))
+    # How many examples a device of a secure round has is nobody's business, and nobody knows.
+    columns = ("device", "status", "answered after s", "up", *([] if r.secure else ["examples"]), "why")
+    table = Table(title=title, title_justify="left", box=None)
+    for column in columns:
+        table.add_column(column, no_wrap=column != "why")
     for p in r.participants:
         table.add_row(
             p.client, p.status.replace("_", " "), elapsed(r.asked_at, p.answered_at), size(p.bytes_up),
-            str(p.examples or ""), p.reason,
+            *([] if r.secure else [str(p.examples or "")]), p.reason,
         )  # fmt: skip
     return table
+
+
+def _secure(r: pb.RoundInfo) -> str:
+    return "secure" if r.secure else ""
+
+
+def _attempt(r: pb.RoundInfo) -> str:
+    """Which attempt at its sum an open secure round is in, where it is not the first."""
+    return f"attempt {r.attempt}" if r.attempt > 1 else ""
+
+
+def _still_out(r: pb.RoundInfo) -> str:
+    """Whose answers a secure round waits for: it asks everybody several times, and the table has one status for all."""
+    if not (r.secure and r.awaited):
+        return ""
+    return f"round {r.number} collects {r.status}, still out: {', '.join(r.awaited)}"
 
 
 def _rounds_table(rounds: Any) -> Table:
@@ -183,8 +221,8 @@ def _rounds_table(rounds: Any) -> Table:
             elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at), elapsed(r.folding_at, r.closed_at),
         )  # fmt: skip
         rows.append((
-            str(r.number), r.status if r.kind == "train" else "evaluation", f"{counted}/{len(r.participants)}",
-            size(r.bytes_up), figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0), size(r.bytes_down),
+            str(r.number), _status(r), f"{counted}/{len(r.participants)}", size(r.bytes_up),
+            figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0 and not r.secure), size(r.bytes_down),
             "+".join(filter(None, phases)), figure(r.upload_s, r.upload_s > 0), figure(r.fold_s, r.fold_s > 0),
             _metrics(r),
         ))  # fmt: skip
@@ -195,6 +233,12 @@ def _rounds_table(rounds: Any) -> Table:
     return table_of(columns, rows, measured=("bits/param", "NMSE", "upload s", "fold s"))
 
 
+def _status(r: pb.RoundInfo) -> str:
+    """What became of the round, or what it is collecting."""
+    status = r.status if r.kind == "train" else "evaluation"
+    return ", ".join(filter(None, (status, _attempt(r), _secure(r))))
+
+
 def _metrics(r: pb.RoundInfo) -> str:
     """What was measured: `train.` in the round, `eval.` of the model that it made."""
     return "  ".join(
@@ -203,14 +247,20 @@ def _metrics(r: pb.RoundInfo) -> str:
 
 
 @app.command(epilog="Example: koinon run watch digits")
-def watch(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
+def watch(
+    name: Name,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
+    json: AsJson = False,
+) -> None:
     """Follow a run until it is over: a line for every round that ends. Exits with 6 if it did not finish."""
     import json as encoder
 
     out = console()
     told: set[int] = set()
     waiting = ""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         for seen in operator.watch(name):
             for r in seen.rounds:
                 if r.status not in ("closed", "abandoned") or r.number in told:
@@ -220,7 +270,7 @@ def watch(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
                 if json:
                     print(encoder.dumps(as_dict(r)), flush=True)
                 else:
-                    end = f": it {r.reason}" if r.reason else ""
+                    end = (", secure" if r.secure else "") + (f": it {r.reason}" if r.reason else "")
                     out.print(
                         f"round {r.number} {r.kind} {r.status}{end}, {counted} counted, {size(r.bytes_up)} up, "
                         f"{size(r.bytes_down)} down, {elapsed(r.opened_at, r.closed_at)} s  {_metrics(r)}"
@@ -236,12 +286,19 @@ def watch(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: koinon run why digits")
-def why(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
+def why(
+    name: Name,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
+    json: AsJson = False,
+) -> None:
     """Say what a run waits for, or how it ended."""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         got = operator.get(name)
     reason = got.run.waiting_for or f"it {got.run.status}: {got.run.reason}"
     recent = [i for i in got.incidents if not got.rounds or i.round in (0, got.rounds[-1].number)]
+    now = got.rounds[-1] if got.rounds else pb.RoundInfo()
     if json:
         print_json(
             {
@@ -249,42 +306,53 @@ def why(name: Name, address: Address = _LOCAL, json: AsJson = False) -> None:
                 "waiting_for": got.run.waiting_for,
                 "reason": got.run.reason,
                 "attached": list(got.attached),
+                "collection": now.status if now.awaited else "",
+                "attempt": now.attempt,
+                "awaited": list(now.awaited),
                 "incidents": [as_dict(i) for i in recent],
             }
         )
         return
     out = console()
     out.print(f"{got.run.name}: {reason}")
+    if said := _still_out(now):
+        out.print(said)
     out.print(f"attached now: {', '.join(got.attached) or 'no device'}")
     for i in recent:
         out.print(f"{i.client or 'coordinator'}: {i.message}")
 
 
-def _control(name: str, verb: str, address: str, reason: str = "", beyond: int = 0) -> None:
-    with Operator(address) as operator:
+def _control(operator: Operator, name: str, verb: str, reason: str = "", beyond: int = 0) -> None:
+    with operator:
         console().print(_headline(operator.control(name, verb, reason, beyond)))
 
 
 @app.command(epilog="Example: koinon run pause digits")
-def pause(name: Name, address: Address = _LOCAL) -> None:
+def pause(
+    name: Name, address: Address = None, credentials: Credentials = None, insecure: Insecure = None
+) -> None:
     """Open no further round; the one that is open goes on to its end."""
-    _control(name, "pause", address)
+    _control(Operator(address, credentials, insecure=insecure), name, "pause")
 
 
 @app.command(epilog="Example: koinon run resume digits")
-def resume(name: Name, address: Address = _LOCAL) -> None:
+def resume(
+    name: Name, address: Address = None, credentials: Credentials = None, insecure: Insecure = None
+) -> None:
     """Let a paused run go on."""
-    _control(name, "resume", address)
+    _control(Operator(address, credentials, insecure=insecure), name, "resume")
 
 
 @app.command(epilog="Example: koinon run cancel digits --reason 'wrong labels'")
 def cancel(
     name: Name,
     reason: Annotated[str, typer.Option(help="Why; devices and the run database are told.")] = "",
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
 ) -> None:
     """End a run now. Its models stay; the open round is abandoned."""
-    _control(name, "cancel", address, reason)
+    _control(Operator(address, credentials, insecure=insecure), name, "cancel", reason)
 
 
 @app.command(epilog="Example: koinon run recover digits")
@@ -294,13 +362,15 @@ def recover(
         int,
         typer.Option(min=0, max=(1 << 62), help="Use no round number up to this; default: what devices saw."),
     ] = 0,
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
 ) -> None:
     """Let a run go on whose database was restored from an old backup: devices that saw more of it follow again.
 
     What was counted after the backup is lost to the model, though not to the devices. The open round is abandoned.
     """
-    _control(name, "recover", address, beyond=beyond)
+    _control(Operator(address, credentials, insecure=insecure), name, "recover", beyond=beyond)
 
 
 @app.command(epilog="Example: koinon run export digits --to model.safetensors --round 7")
@@ -311,7 +381,9 @@ def export(
         int | None,
         typer.Option("--round", min=0, max=(1 << 63) - 1, help="A round's model; default: the newest."),
     ] = None,
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
 ) -> None:
     """Write a run's model as a safetensors file."""
     from safetensors import SafetensorError
@@ -319,7 +391,7 @@ def export(
 
     if not to.parent.is_dir():
         raise UsageError(f"there is no folder {to.parent} to write {to.name} to")
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         number, model = operator.model(name, round_)
     metadata = {"koinon.run": name, "koinon.round": str(number)}
     try:

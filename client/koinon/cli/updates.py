@@ -6,7 +6,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from koinon.cli.output import Address, AsJson, as_dict, console, figure, moment, print_json, size, table_of
+from koinon.cli.output import (
+    Address,
+    AsJson,
+    Credentials,
+    Insecure,
+    as_dict,
+    console,
+    figure,
+    moment,
+    print_json,
+    size,
+    table_of,
+)
 from koinon.operator import Operator
 from koinon_core.errors import NotFound
 from koinon_core.wire import convert
@@ -16,7 +28,6 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Run = Annotated[str, typer.Argument(help="The run's name or id.")]
-_LOCAL = "127.0.0.1:8440"
 _MOST = (1 << 63) - 1  # what a database can hold
 _MEASURED = ("bits/param", "NMSE", "norm", "encode s", "upload s")
 
@@ -25,11 +36,13 @@ _MEASURED = ("bits/param", "NMSE", "norm", "encode s", "upload s")
 def list_updates(
     run: Run,
     round_: Annotated[int | None, typer.Option("--round", min=1, max=_MOST, help="Only this round.")] = None,
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
     json: AsJson = False,
 ) -> None:
     """List a run's updates by round and device: what they weigh, what their codec lost, what became of them."""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         found = list(operator.updates(run, round_))
     if round_ is not None and not found:
         raise NotFound(f"run {run!r} has no update of round {round_}; `koinon run show` says who took part")
@@ -39,7 +52,7 @@ def list_updates(
     columns = ("round", "device", "digest", "codec", "up", *_MEASURED, "status", "bytes")
     rows = [
         (
-            str(u.round), u.client, u.digest[:12], u.codec, size(u.bytes), *_measured(u),
+            str(u.round), u.client, u.digest[:12], _codec(u), size(u.bytes), *_measured(u),
             u.status.replace("_", " "), _fate(u),
         )
         for u in found
@@ -52,11 +65,13 @@ def show(
     run: Run,
     round_: Annotated[int, typer.Argument(metavar="ROUND", min=1, max=_MOST, help="The round.")],
     device: Annotated[str, typer.Argument(help="The device's name.")],
-    address: Address = _LOCAL,
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
     json: AsJson = False,
 ) -> None:
     """Show all that is known of one update."""
-    with Operator(address) as operator:
+    with Operator(address, credentials, insecure=insecure) as operator:
         found = next(operator.updates(run, round_, device), None)
     if found is None:
         raise NotFound(
@@ -90,6 +105,11 @@ def _measured(u: pb.UpdateInfo) -> tuple[str, str, str, str, str]:
     )  # fmt: skip
 
 
+def _codec(u: pb.UpdateInfo) -> str:
+    """How it is encoded; and that it is masked, so that nothing else is known of it."""
+    return f"{u.codec}, secure" if u.secure else u.codec
+
+
 def _fate(u: pb.UpdateInfo) -> str:
     """Whether its bytes are still there: a round that only evaluates has none."""
     if not u.bytes:
@@ -104,7 +124,7 @@ def _all_of(u: pb.UpdateInfo) -> list[tuple[str, str]]:
         ("arrived", moment(u.at)),
         ("digest", u.digest),
         ("bytes", f"{u.bytes}, {_fate(u)}"),
-        ("codec", u.codec),
+        ("codec", _codec(u)),
         ("parameters", str(u.stats.parameters or "")),
         *zip(_MEASURED, _measured(u), strict=True),
         ("examples", str(head.examples or "")),

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koinon.cli.output import figure, size
+from koinon.demo.processes import FEDERATION
 from koinon_core.errors import RunEnded
 
 __all__ = ["Scene"]
@@ -97,12 +98,18 @@ class Scene:
         table.add_row("centrally, on all data", f"{self.central:.4f}")
         table.add_row("alone, by the best device", f"{max(self.alone.values(), default=0.0):.4f}")
         console.print(table)
-        db, here = self.folder / "koinon.db", _bin()
+        db, federation, here = self.folder / "koinon.db", self.folder / FEDERATION, _bin()
         console.print(f"{self.seconds:.1f} s in all. The run is kept; to look at it:", highlight=False)
         console.print(
-            f"  {here}koinon-coordinator serve --db sqlite:///{db} &", highlight=False, soft_wrap=True
+            f"  {here}koinon-coordinator serve --dir {federation} --db sqlite:///{db} &",
+            highlight=False,
+            soft_wrap=True,
         )
-        console.print(f"  {here}koinon run show demo", highlight=False)
+        console.print(
+            f"  {here}koinon run show demo --credentials {federation / 'admin'}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def write(self, file: Path) -> None:
         """The figures, as one JSON object."""

@@ -6,6 +6,7 @@ updates.py  a large update there: a file of its own, which nobody need have in m
 states.py   a strategy's state there
 files.py    what a file there looks like, and how it gets its name
 folder.py   the folder itself, and whose it is
+journal.py  what a device keeps of a secure round's sessions, and secrets.py where: a kill leaves it, a power cut not
 """
 
 import os

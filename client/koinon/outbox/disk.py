@@ -28,7 +28,9 @@ from typing import Any
 from koinon.outbox import files, states, updates
 from koinon.outbox.files import Damaged, Drafted, File, remove, whole
 from koinon.outbox.folder import Folder
+from koinon.outbox.journal import Journal
 from koinon.outbox.memory import NOTHING, Kept, Sent, counted, not_counted, plain, with_update
+from koinon.outbox.secrets import DiskJournal
 from koinon.outbox.updates import UpdateDraft
 from koinon_core.blob import NO_BYTES, Blob
 from koinon_core.errors import BadBlob, StoreError
@@ -63,6 +65,7 @@ class DiskOutbox:
         self._folder, self._lock = self._place.path, self._place.lock
         self.instance, self.boot = self._place.instance, self._place.boot
         self.models: Path | None = self._folder / "models"
+        self.journal: Journal = DiskJournal(self._folder)
         self._guard = threading.RLock()
         self._runs: dict[str, _Run] = {}
         self._drafts: dict[str, UpdateDraft] = {}
@@ -130,6 +133,7 @@ class DiskOutbox:
                 self._sweep(run)
 
     def forget(self, run: str) -> None:
+        self.journal.end(run)
         with self._guard, self._place.ours():
             if self._files(run):  # cut short once the record says so, it is finished by `enter`
                 self._entered(run)

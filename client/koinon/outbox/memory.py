@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from koinon.outbox.journal import Journal, MemoryJournal
 from koinon_core.blob import Blob
 from koinon_core.draft import Draft, MemoryDraft
 from koinon_core.errors import LocalProtocolError
@@ -72,6 +73,8 @@ class Outbox(Protocol):
     """How often a process has started on this memory, this one included."""
     models: Path | None
     """A folder for models that need not be fetched again; None: there is none."""
+    journal: Journal
+    """What must outlive a kill of this process, and nothing else, while a secure sum is under way."""
 
     def enter(self, run: str) -> Kept:
         """What is kept of `run`. StoreError if the committed part of it is damaged."""
@@ -174,6 +177,7 @@ class MemoryOutbox:
     def __init__(self) -> None:
         self.instance, self.boot = os.urandom(16).hex(), 0
         self.models: Path | None = None
+        self.journal: Journal = MemoryJournal()
         self._runs: dict[str, Kept] = {}
 
     def enter(self, run: str) -> Kept:
@@ -196,6 +200,7 @@ class MemoryOutbox:
 
     def forget(self, run: str) -> None:
         self._runs.pop(run, None)
+        self.journal.end(run)
 
     def close(self) -> None:
         pass

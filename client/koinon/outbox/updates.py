@@ -16,7 +16,7 @@ from koinon_core.errors import BadBlob, LocalProtocolError
 from koinon_core.failpoints import hit
 from koinon_core.wire.convert import INLINE
 
-__all__ = ["PIECE", "UpdateDraft", "checked", "filed"]
+__all__ = ["PIECE", "OpenFile", "UpdateDraft", "checked", "filed"]
 
 PIECE = 1 << 20
 
@@ -39,7 +39,7 @@ class UpdateDraft:
         self._digest = hashlib.sha256()
         self._size = 0
         self._small: list[bytes] = []
-        self._file: _OpenFile | None = None
+        self._file: OpenFile | None = None
         self._gone = False
 
     def write(self, data: bytes) -> None:
@@ -52,7 +52,7 @@ class UpdateDraft:
         try:
             with disk(self.path.parent):
                 if self._file is None:
-                    self._file = _OpenFile(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+                    self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
                     data, self._small = b"".join([*self._small, data]), []
                 self._file.write(data)
         except Exception:
@@ -90,7 +90,7 @@ class UpdateDraft:
             )
 
 
-class _OpenFile:
+class OpenFile:
     """A file, open for as long as somebody has it: nobody can say when its last reader is done."""
 
     def __init__(self, path: Path, flags: int):
@@ -121,7 +121,7 @@ class _OpenFile:
 def checked(path: Path, digest: str, size: int) -> Blob:
     """The update in `path`. Damaged if it has not `size` bytes with this SHA-256."""
     with whole(path):
-        file = _OpenFile(path, os.O_RDONLY)
+        file = OpenFile(path, os.O_RDONLY)
         if file.size() != size:
             raise BadBlob(f"it has {file.size()} bytes, and {size} were written")
         blob, found = Blob(digest, size, file.read), hashlib.sha256()

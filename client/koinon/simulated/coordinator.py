@@ -1,23 +1,36 @@
 """The coordinator in memory: the run's machine, and what the driver does around it, without a database."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from koinon.run import Run
+from koinon.simulated.secrets import Secrets
 from koinon.simulated.world import Faults, World
 from koinon_core import codec
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
 from koinon_core.codec import Reader
-from koinon_core.errors import BadBlob, KoinonError
+from koinon_core.errors import BadBlob, KoinonError, RemoteProtocolError
 from koinon_core.fold import verify
 from koinon_core.history import Standing
 from koinon_core.round import effects
 from koinon_core.round.effects import Verdict
 from koinon_core.round.machine import Round
+from koinon_core.round.terms import COLLECTIONS
 from koinon_core.run import Run as Machine
-from koinon_core.strategy.closing import Contribution, Into, close, digest_of_tensors, evaluate
+from koinon_core.secagg.recovery import Unrecoverable
+from koinon_core.secure.total import Total
+from koinon_core.strategy.closing import (
+    Closing,
+    Contribution,
+    Into,
+    close,
+    digest_of_tensors,
+    evaluate,
+    judge,
+    step,
+)  # fmt: skip
 from koinon_core.strategy.shape import begin, shape_of
 from koinon_core.tiles import Gather, Held
 from koinon_core.update import Head
@@ -25,6 +38,8 @@ from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["House", "Port", "RoundSummary"]
+
+_WORDS = COLLECTIONS["secure"][1:]  # what a device has to say for a secure sum, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +83,12 @@ class House:
         self.links: dict[str, Port] = {}
         self.history: dict[int, str] = {}
         self.staged: dict[str, tuple[Head, bytes]] = {}
+        self.secrets = Secrets()
         self.rounds: list[RoundSummary] = []
         self.metrics: dict[int, dict[str, float]] = {}
         self.models = [self.machine.model]
         self._made_by = 0
+        self._silent: dict[str, int] = {}
         self._ticking: float | None = None
 
     def _keep(self, blob: bytes) -> str:
@@ -87,10 +104,22 @@ class House:
     def hear(self, link: Port, message: pb.DeviceMessage, blob: bytes) -> None:
         """A device said something: it arrives after the world's delay, if at all."""
         delay = self.world.random.uniform(0, self.faults.delay) if self.faults.delay else 0.0
-        kind = message.WhichOneof("says")
-        if kind == "answer" and self.world.random.random() < self.faults.drop:
-            return
-        self.world.after(delay, lambda: self._receive(link, message, blob))
+        if not self._lost(link.client, message):
+            self.world.after(delay, lambda: self._receive(link, message, blob))
+
+    def _lost(self, client: str, message: pb.DeviceMessage) -> bool:
+        """Whether it never arrives: an update, or a word for a secure sum and all that come after it."""
+        dice, drop = self.world.random, self.faults.drop
+        match message.WhichOneof("says"):
+            case "answer":
+                return dice.random() < drop
+            case "voice":
+                word = _WORDS.index(message.voice.collection)
+                if word == 0:  # drawn anew for every attempt
+                    lost = drop and dice.random() < drop
+                    self._silent[client] = dice.randrange(len(_WORDS)) if lost else len(_WORDS)
+                return word >= self._silent[client]
+        return False
 
     def _receive(self, link: Port, message: pb.DeviceMessage, blob: bytes) -> None:
         now, client = self.world.now, link.client
@@ -112,6 +141,8 @@ class House:
                 self.move(runs.Gone(now, client))
             case "answer":
                 self._answer(client, message.answer, blob)
+            case "voice":
+                self._voice(client, message.voice, blob)
 
     def _answer(self, client: str, answer: pb.Answer, blob: bytes) -> None:
         now, r = self.world.now, self.machine.round
@@ -131,6 +162,23 @@ class House:
             self.staged[client] = (head, blob)
         self.move(runs.Answered(now, client, answer.round, answer.update.digest))
 
+    def _voice(self, client: str, voice: pb.Voice, blob: bytes) -> None:
+        r, number = self.machine.round, voice.round
+        fact = runs.Voiced(
+            self.world.now, client, number, voice.attempt, voice.collection,
+            voice.update.digest or sha256(voice.payload),
+        )  # fmt: skip
+        if r is not None and self.machine.wants(client, number, voice.collection, voice.attempt):
+            try:
+                if voice.terms_digest != r.terms.digest:
+                    raise RemoteProtocolError("what was said is about other terms than this round's")
+                heard = self.secrets.hear(r, client, voice, blob)
+            except (BadBlob, RemoteProtocolError) as error:
+                self.move(runs.Resigned(self.world.now, client, number, "REFUSED", f"refused: {error}"))
+                return
+            fact = replace(fact, digest=heard.digest, missing=heard.missing)
+        self.move(fact)
+
     def leave(self, link: Port) -> None:
         self.world.after(0.0, lambda: self.move(runs.Gone(self.world.now, link.client)))
 
@@ -148,13 +196,14 @@ class House:
     def _do(self, moved: runs.Moved) -> None:
         self.machine = moved.run
         self.history |= moved.run.links
+        self.secrets.follow(moved.run.round)
         for order in moved.orders:
             match order:
                 case runs.Open(number):
                     incarnation = sha256(f"{self.spec.seed}/{number}".encode())[:32]
                     self.move(runs.Opening(self.world.now, incarnation))
-                case effects.Ask(client):
-                    self._ask(client)
+                case effects.Ask(client, collection):
+                    self._ask(client, collection)
                 case effects.Receipt(client, number, verdict, reason):
                     self._tell(client, convert.receipt(self.machine.id, number, verdict, reason))
                 case effects.Cancel(client, number, reason):
@@ -196,9 +245,17 @@ class House:
 
         self.world.after(max(0.0, at - self.world.now), tick)
 
-    def _ask(self, client: str) -> None:
+    def _ask(self, client: str, collection: str) -> None:
         r = self.machine.round
-        assert r is not None
+        if r is None or r.stage != collection or not r.awaits(client):
+            return  # the round has gone on since
+        if collection != "update" and (collection != "keys" or r.masking.attempt):
+            call = pb.Call(
+                run=self.machine.id, round=r.terms.round, attempt=r.masking.attempt, collection=collection,
+                payload=self.secrets.call(r, client),
+            )  # fmt: skip
+            self._tell(client, pb.CoordinatorMessage(call=call))
+            return
         links = convert.links_to(self.machine.links)
         ask = pb.Ask(run=self.machine.id, round=r.terms.round, terms=r.terms.encoded, links=links)
         for target, digest in ((ask.model, r.terms.model), (ask.down, r.terms.down)):
@@ -207,35 +264,58 @@ class House:
         self._tell(client, pb.CoordinatorMessage(ask=ask))
 
     def _fold(self, r: Round, accepted: Sequence[str]) -> runs.Fact:
+        now, number, trained = self.world.now, r.terms.round, r.terms.kind == "train"
+        model, state = Gather(self.spec.model), Gather(self.shape.state)
+        down = Gather(self.shape.down)
+        try:
+            made = (self._summed if r.secure else self._close)(r, accepted, Into(model, state, down))
+        except Unrecoverable as error:
+            return runs.Spoiled(now, number, str(error), error.blamed)
+        except KoinonError as error:
+            return runs.Unfoldable(now, number, f"made no model: {error}")
+        for name, value in made.metrics.items():
+            about = self._made_by if name.startswith("eval.") else number
+            self.metrics.setdefault(about, {})[name] = value
+        if trained:
+            self.model, self.state, self._made_by = model.tensors, state.tensors, number
+            self.contents.clear()  # nobody asks for an older model once this round is closed
+            self.models.append(self._keep_model())
+            self._down = self._keep(codec.encode(down.tensors, self.shape.down)) if self.shape.down else ""
+        return runs.Folded(
+            now, number, self.models[-1], self._down, sum=made.sum, evaluated=self._evaluated(r, accepted),
+            weights=made.weights or self.machine.weights, tuning=made.tuning,
+        )  # fmt: skip
+
+    def _close(self, r: Round, accepted: Sequence[str], into: Into) -> Closing:
         trained = r.terms.kind == "train"
         contributions = [
             Contribution(c, self.staged[c][0], self._reader(self.staged[c][1]) if trained else None)
             for c in accepted
         ]
-        model, state = Gather(self.spec.model), Gather(self.shape.state)
-        down = Gather(self.shape.down)
-        try:
-            made = evaluate(self.strategy, r.terms, contributions)
-            if trained:
-                made = close(
-                    self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
-                    Held(self.state), contributions, Into(model, state, down),
-                )  # fmt: skip
-        except KoinonError as error:
-            return runs.Unfoldable(self.world.now, r.terms.round, f"made no model: {error}")
-        for name, value in made.metrics.items():
-            about = self._made_by if name.startswith("eval.") else r.terms.round
-            self.metrics.setdefault(about, {})[name] = value
-        if trained:
-            self.model, self.state, self._made_by = model.tensors, state.tensors, r.terms.round
-            self.contents.clear()  # nobody asks for an older model once this round is closed
-            self.models.append(self._keep_model())
-            self._down = self._keep(codec.encode(down.tensors, self.shape.down)) if self.shape.down else ""
-        evaluated = sum(bool(self.staged[c][0].evaluation) for c in accepted)
-        return runs.Folded(
-            self.world.now, r.terms.round, self.models[-1], self._down, sum=made.sum, evaluated=evaluated,
-            weights=made.weights or self.machine.weights,
+        if not trained:
+            return evaluate(self.strategy, r.terms, contributions)
+        return close(
+            self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
+            Held(self.state), contributions, into,
         )  # fmt: skip
+
+    def _summed(self, r: Round, accepted: Sequence[str], into: Into) -> Closing:
+        """The same of a secure round, of which the sum is all that there is."""
+        w = Held(self.model)
+        total = Total(self.strategy, self.layout, r.terms, self.secrets.sum(r, accepted), accepted, w)
+        if r.terms.kind == "evaluate":
+            return judge(total)
+        return step(
+            self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, w, Held(self.state), total,
+            into,
+        )  # fmt: skip
+
+    def _evaluated(self, r: Round, accepted: Sequence[str]) -> int:
+        """How many of them evaluated the round's model; of a secure round, how many said that they would."""
+        devices = self.machine.devices
+        if r.secure:
+            return sum(c in devices and devices[c].evaluates for c in accepted)
+        return sum(bool(self.staged[c][0].evaluation) for c in accepted)
 
     def _tell(self, client: str, message: pb.CoordinatorMessage) -> None:
         link = self.links.get(client)

@@ -38,8 +38,11 @@ class MemoryLink:
     def send(self, message: pb.DeviceMessage) -> None:
         self._house.hear(self, message, b"")
 
-    def answer(self, answer: pb.Answer, blob: Blob) -> None:
-        self._house.hear(self, pb.DeviceMessage(answer=answer), blob.bytes())
+    def answer(self, answer: pb.Answer | pb.Voice, blob: Blob) -> None:
+        if isinstance(answer, pb.Voice):
+            self._house.hear(self, pb.DeviceMessage(voice=answer), blob.bytes())
+        else:
+            self._house.hear(self, pb.DeviceMessage(answer=answer), blob.bytes())
 
     def fetch(self, content: pb.Content, into: Path | None = None) -> Blob:
         return Blob.of(self._house.contents[content.digest])
@@ -83,7 +86,8 @@ class Device(threading.Thread):
     def __init__(self, house: House, client: Client, name: str):
         super().__init__(name=f"koinon-{name}", daemon=True)
         self.link = MemoryLink(house, name)
-        self.session = Session(self.link, house.spec.name, name)
+        # What takes a while is done at once: no time passes, and nothing else happens meanwhile.
+        self.session = Session(self.link, house.spec.name, name, soon=lambda work: work())
         self._function = client
         self.error: BaseException | None = None
 

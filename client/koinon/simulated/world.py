@@ -14,7 +14,8 @@ _START = 1_000_000.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
     """What may go wrong between a device and the coordinator, by a seed: `delay` is the largest, in virtual
-    seconds; `drop` the share of updates that never arrive."""
+    seconds; `drop` the share of updates that never arrive. In a secure round that is the share of devices that fall
+    silent with one of the five words that they have to say for a sum."""
 
     delay: float = 0.0
     drop: float = 0.0

@@ -1,0 +1,98 @@
+"""`koinon device ...`: who may take part."""
+
+from typing import Annotated, Any
+
+import typer
+
+from koinon.cli.output import (
+    Address,
+    AsJson,
+    Credentials,
+    Insecure,
+    as_dict,
+    console,
+    moment,
+    print_json,
+    table_of,
+)
+from koinon.operator import Operator
+from koinon_core.wire.v1 import enrolment_pb2 as pb
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+Name = Annotated[str, typer.Argument(help="The device's name.")]
+
+
+@app.command("ls", epilog="Example: koinon device ls --json")
+def list_devices(
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
+    json: AsJson = False,
+) -> None:
+    """List all devices that enrolled or were seen, with what became of them."""
+    with Operator(address, credentials, insecure=insecure) as operator:
+        found = operator.devices()
+    if json:
+        print_json([_as_json(d) for d in found])
+        return
+    columns = (
+        "device",
+        "status",
+        "attached",
+        "enrolled",
+        "last seen",
+        "certificate until",
+        "software",
+        "label",
+    )
+    rows = [
+        (
+            d.id, d.status, "yes" if d.attached else "", moment(d.enrolled_at), moment(d.last_seen),
+            moment(d.expires_at), d.software, "; ".join(filter(None, (d.label, d.reason))),
+        )
+        for d in found
+    ]  # fmt: skip
+    console().print(table_of(columns, rows, measured=("certificate until", "enrolled", "software")))
+
+
+@app.command(epilog="Example: koinon device revoke ward-7 --reason 'lost'")
+def revoke(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why; it is shown with the device.")] = "",
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
+    json: AsJson = False,
+) -> None:
+    """Let a device in no more: its calls are refused from now on, and its stream is cut within a second."""
+    with Operator(address, credentials, insecure=insecure) as operator:
+        found = operator.revoke_device(name, reason)
+    _told(found, f"{found.id} is revoked", json)
+
+
+@app.command(epilog="Example: koinon device label ward-7 'second floor'")
+def label(
+    name: Name,
+    words: Annotated[str, typer.Argument(help="Words for people; '' for none.")],
+    address: Address = None,
+    credentials: Credentials = None,
+    insecure: Insecure = None,
+    json: AsJson = False,
+) -> None:
+    """Write words for people on a device."""
+    with Operator(address, credentials, insecure=insecure) as operator:
+        found = operator.label_device(name, words)
+    _told(found, f"{found.id}: {found.label or 'no label'}", json)
+
+
+def _told(found: pb.DeviceInfo, said: str, json: bool) -> None:
+    if json:
+        print_json(_as_json(found))
+    else:
+        console().print(said)
+
+
+def _as_json(found: pb.DeviceInfo) -> dict[str, Any]:
+    return {**as_dict(found), "key": found.key.hex()}
