@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 
 import koinon
 from conftest import Clients, Coordinator
+from koinon.operator import Operator
+from lab import REVISION
 
 ARCHIVE = Path(__file__).parents[1] / "archive" / "0.1.0" / "database.tar.xz"
 SENTENCE = re.compile(r"koinon-coordinator: [^\n]+\n")
@@ -49,33 +52,37 @@ def where(coordinator: Coordinator) -> list[object]:
     return ["--db", coordinator.url, "--data", coordinator.blobs]
 
 
-def device(coordinator: Coordinator, name: str, stop: threading.Event, first: threading.Event) -> None:
-    """It takes part until it is told to leave."""
+def device(coordinator: Coordinator, name: str, first: threading.Event) -> None:
+    """It takes part until the run is over."""
     noise = np.random.default_rng(int(name[1:])).normal(size=SIZE).astype(np.float32)
     with koinon.join(coordinator.address, run="r", name=name) as session:
         model = {"w": np.zeros(SIZE, np.float32)}
         for task in session.tasks(model):
-            if stop.wait(0.02):
-                return
+            time.sleep(0.02)
             model["w"] += noise
             task.submit(examples=1)
             if task.round > 2:
                 first.set()
 
 
-def start(
-    clients: Clients, coordinator: Coordinator, names: list[str]
-) -> tuple[threading.Event, threading.Event]:
-    """(what ends the devices, what is set when rounds were closed)."""
-    stop, first = threading.Event(), threading.Event()
+def start(clients: Clients, coordinator: Coordinator, names: list[str]) -> threading.Event:
+    """What is set when rounds were closed."""
+    first = threading.Event()
     for name in names:
-        clients.start(lambda name=name: device(coordinator, name, stop, first), name)  # type: ignore[misc]
-    return stop, first
+        clients.start(lambda name=name: device(coordinator, name, first), name)  # type: ignore[misc]
+    return first
+
+
+def cancel(coordinator: Coordinator) -> None:
+    """The run ends for all its devices; if they left one by one, the last would wait for another."""
+    with Operator(coordinator.address) as operator:
+        operator.control("r", "cancel")
 
 
 def described(rounds: int) -> koinon.Run:
     return koinon.Run(
         "r", model={"w": np.zeros(SIZE, np.float32)}, rounds=rounds, min_clients=2, clients=2, codec="raw",
+        aggregation="open",
         strategy=koinon.FedAvgM(lr=0.5, beta=0.9), models="3 rounds", evaluate=False, lease=2.0,
     )  # fmt: skip
 
@@ -84,7 +91,7 @@ def test_a_backup_of_a_living_coordinator_goes_on_by_itself(
     served: Coordinator, clients: Clients, tmp_path: Path
 ) -> None:
     run = described(10_000).create(served.address)
-    stop, first = start(clients, served, ["d0", "d1"])
+    first = start(clients, served, ["d0", "d1"])
     try:
         assert first.wait(30)
         before = len(run.rounds())
@@ -96,19 +103,18 @@ def test_a_backup_of_a_living_coordinator_goes_on_by_itself(
         after = len(run.rounds())
         assert after > before, "nobody had to wait for it"
     finally:
-        stop.set()
+        cancel(served)
     clients.join()
     folder = tmp_path / "restored"
     (tmp_path / "copy").rename(folder)  # it may be moved
     copied = Coordinator(folder)
     try:
-        stop, first = start(clients, copied, ["d2", "d3"])
+        first = start(clients, copied, ["d2", "d3"])
         assert first.wait(30)
-        stop.set()
+        cancel(copied)
         clients.join()
         assert db("check", *where(copied)).endswith(": nothing wrong\n")
     finally:
-        stop.set()
         copied.stop()
     assert "Traceback" not in copied.log.read_text()
 
@@ -117,10 +123,9 @@ def test_what_is_damaged_is_named_and_ends_with_1(
     served: Coordinator, clients: Clients, tmp_path: Path
 ) -> None:
     described(4).create(served.address)
-    stop, first = start(clients, served, ["d0", "d1"])
+    first = start(clients, served, ["d0", "d1"])
     clients.join()
     served.stop()
-    assert not stop.is_set()
     assert first.is_set()
     blob = next(path for path in served.blobs.glob("??/*"))
     os.truncate(blob, 1000)
@@ -140,11 +145,11 @@ def test_an_upgrade_says_from_where_to_where(tmp_path: Path) -> None:
     there: list[Any] = ["--db", f"sqlite:///{tmp_path / 'koinon.db'}"]
     assert "`koinon-coordinator db upgrade`" in db("check", *there, code=1)
     db("backup", "--to", tmp_path / "before", *there)
-    assert db("upgrade", *there) == "from revision 0001 to revision 0003\n"
-    assert db("upgrade", *there) == "nothing to do: the database is at revision 0003\n"
+    assert db("upgrade", *there) == f"from revision 0001 to revision {REVISION}\n"
+    assert db("upgrade", *there) == f"nothing to do: the database is at revision {REVISION}\n"
     assert db("check", *there) == "3 runs, 29 contents, 8 files: nothing wrong\n"
     restored: list[Any] = ["--db", f"sqlite:///{tmp_path / 'before' / 'koinon.db'}"]
-    assert json.loads(db("upgrade", "--json", *restored)) == {"before": "0001", "now": "0003"}
+    assert json.loads(db("upgrade", "--json", *restored)) == {"before": "0001", "now": REVISION}
     assert db("check", *restored) == "3 runs, 29 contents, 8 files: nothing wrong\n"
 
 
@@ -165,5 +170,5 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path: Path) -> None:
         foreign.execute("CREATE TABLE mine (x)")
     assert "not Koinon's" in db("upgrade", "--db", f"sqlite:///{tmp_path / 'foreign.db'}", code=1)
     made = f"sqlite:///{tmp_path / 'new.db'}"
-    assert db("upgrade", "--db", made) == "from no tables to revision 0003\n"
+    assert db("upgrade", "--db", made) == f"from no tables to revision {REVISION}\n"
     assert "is not empty" in db("backup", "--db", made, "--to", tmp_path, code=2)
