@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from alembic.script import ScriptDirectory
 
 import koinon
 from koinon_coordinator.closing import Plan, first_version
 from koinon_coordinator.ledger import Item, Ledger
 from koinon_coordinator.store import Change, Part, RunRow, Store, UpdateRow
+from koinon_coordinator.store.schema import _config
 from koinon_core import codec, failpoints
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
@@ -19,7 +21,10 @@ from koinon_core.tensors import Tensors
 from koinon_core.tiles import Held
 from koinon_core.update import Head
 
-__all__ = ["LARGE", "Clock", "Lab", "files", "noise", "raising"]
+__all__ = ["LARGE", "REVISION", "Clock", "Lab", "files", "noise", "raising"]
+
+REVISION = ScriptDirectory.from_config(_config()).get_current_head()
+"""The newest revision of the tables."""
 
 LARGE = 20_000
 """Values of a model that is too large for a row: 80 kB of noise, which nothing compresses."""
@@ -53,7 +58,7 @@ class Lab:
     ) -> "Lab":  # fmt: skip
         values = {
             "rounds": 100, "min_clients": devices, "clients": devices, "max_examples": 16, "codec": "raw",
-            "evaluate": False, **settings,
+            "evaluate": False, "aggregation": "open", **settings,
         }  # fmt: skip
         described = koinon.Run(name, model={"w": noise(1, size)}, **values)
         plan, clock = Plan.of(described.spec), clock or Clock()

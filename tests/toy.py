@@ -139,8 +139,12 @@ NAMES = [f"client-{i}" for i in range(4)]
 
 
 def toy_run(strategy: Strategy, rounds: int, **settings: object) -> koinon.Run:
-    """Toy Q as a run for four devices."""
-    given = {"min_clients": 4, "clients": 4, "codec": "raw", "max_examples": 128, "population": 4}
+    """Toy Q as a run for four devices, without any loss; open unless it is said to be secure."""
+    secure = settings.get("aggregation") == "secure"
+    given = {
+        "min_clients": 4, "clients": 4, "max_examples": 128, "population": 4, "aggregation": "open",
+        "codec": "exact" if secure else "raw",
+    }  # fmt: skip
     return koinon.Run(
         "toy", model={"x": np.array([START])}, strategy=strategy, rounds=rounds, **{**given, **settings}
     )

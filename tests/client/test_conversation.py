@@ -16,7 +16,7 @@ from koinon_core.update import Head, Stats
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
-SPEC = koinon.Run("r", model={"x": np.zeros(1)}, rounds=3).spec
+SPEC = koinon.Run("r", model={"x": np.zeros(1)}, aggregation="open", rounds=3).spec
 
 
 class Owner:
@@ -59,7 +59,7 @@ class Talk:
         return self
 
     def ask(self, number: int = 1, epoch: int = 1, **terms) -> Terms:
-        asked = toy.terms(number, head="h0", **terms)
+        asked = toy.terms(number, head="h0", run="id", **terms)
         self.hear(ask=pb.Ask(run="id", round=number, terms=asked.encoded, epoch=epoch))
         return asked
 

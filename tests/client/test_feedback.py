@@ -35,7 +35,7 @@ def change(task: koinon.Task) -> Any:
 def run_of(**settings: Any) -> koinon.Run:
     values = {
         "model": {"w": np.zeros(SHAPE, np.float32)}, "codec": "thin", "min_clients": 2, "max_examples": 8, "rounds": 8,
-        "evaluate": False,
+        "evaluate": False, "aggregation": "open",
     }  # fmt: skip
     return koinon.Run("r", **{**values, **settings})
 

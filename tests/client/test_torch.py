@@ -237,7 +237,9 @@ def bn_client(sent: list[bytes]):
 
 def test_fedbn_keeps_each_devices_statistics_at_home():
     client = bn_client([])
-    run = koinon.Run("bn", model=Net(), strategy=koinon.FedBN(), rounds=3, min_clients=2, clients=2)
+    run = koinon.Run(
+        "bn", model=Net(), aggregation="open", strategy=koinon.FedBN(), rounds=3, min_clients=2, clients=2
+    )
     result = koinon.simulate(run, client, clients=2)
     first = adapt(Net()).read()
     for name in ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"):
@@ -249,7 +251,7 @@ def test_fedbn_keeps_each_devices_statistics_at_home():
 
 
 def test_without_fedbn_statistics_are_averaged_and_counters_take_the_largest():
-    run = koinon.Run("bn", model=Net(), rounds=2, min_clients=2, clients=2)
+    run = koinon.Run("bn", model=Net(), aggregation="open", rounds=2, min_clients=2, clients=2)
     result = koinon.simulate(run, bn_client([]), clients=2)
     assert int(result.model["bn.num_batches_tracked"]) == 6
     assert (result.model["bn.running_var"] > 0).all()

@@ -17,7 +17,7 @@ from koinon_coordinator.store.tx import Database
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
 from koinon_core.errors import KoinonError, StoreError, UsageError
-from lab import LARGE, Clock, Lab, files
+from lab import LARGE, REVISION, Clock, Lab, files
 
 
 @pytest.fixture
@@ -246,13 +246,13 @@ def test_what_is_no_run_database_is_not_made_one(tmp_path, postgres):
 
 def test_an_upgrade_says_what_it_did_and_keeps_off_a_living_coordinator(tmp_path):
     url = f"sqlite:///{tmp_path / 'koinon.db'}"
-    assert upkeep.upgrade(url) == (None, "0003")
-    assert upkeep.upgrade(url) == ("0003", "0003")
+    assert upkeep.upgrade(url) == (None, REVISION)
+    assert upkeep.upgrade(url) == (REVISION, REVISION)
     store = Store(url)
     with pytest.raises(StoreError, match="another coordinator"):
         upkeep.upgrade(url)
     store.close()
-    assert upkeep.upgrade(url) == ("0003", "0003")
+    assert upkeep.upgrade(url) == (REVISION, REVISION)
 
 
 # -- backup ---------------------------------------------------------------------------------------------------

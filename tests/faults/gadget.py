@@ -1,6 +1,7 @@
 """A device in the simulation: the real conversation, workbench and outbox, and a training whose result is a power of
 two, so that a sum tells who is in it and how often."""
 
+import shutil
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
@@ -10,21 +11,33 @@ import numpy as np
 
 from koinon.adapt import adapt
 from koinon.conversation import Conversation
+from koinon.identity.device import DeviceIdentity
 from koinon.outbox import DiskOutbox
 from koinon.shelf import Shelf
 from koinon.work import Workbench
 from koinon_coordinator.store import Part
 from koinon_core.blob import Blob
 from koinon_core.errors import KoinonError
+from koinon_core.identity import Entry, Trust
 from koinon_core.round.terms import Terms
+from koinon_core.secagg import statements
 from koinon_core.wire.v1 import fleet_pb2 as pb
+from koinon_core.wire.v1 import secagg_pb2
 
+from .forging import forged
 from .house import Killed, Stream
 
 if TYPE_CHECKING:
     from .world import World
 
 __all__ = ["Gadget"]
+
+
+class _Key:
+    """A device's signing key and its entry, for as long as its world lasts."""
+
+    def __init__(self, name: str, key: bytes):
+        self.signing_key, self.entry = key, Entry.loose(name, key).encoded
 
 
 class Gadget:
@@ -34,6 +47,8 @@ class Gadget:
         self.world, self.index, self.folder = world, index, folder
         self.name = f"c{index}"
         self.evaluates = world.evaluates
+        self.lies = world.liars.get(index, "")
+        self._key, self._survivors = _Key(self.name, world.entropy(32)), b""
         self.alive = False
         self.stream: Stream | None = None
         self.boots = 0
@@ -42,7 +57,10 @@ class Gadget:
     def start(self) -> None:
         self.alive, self.boots = True, self.boots + 1
         self.outbox = DiskOutbox(self.folder / self.name, self.name)
-        self.talk = Conversation(self.name, "run", self.outbox, self, self._send, self._send_update)
+        me = DeviceIdentity(self.name, Trust.loose(), self._key)
+        self.talk = Conversation(
+            self.name, "run", self.outbox, self, self._send, self._send_update, identity=me
+        )
         self.model = {"x": np.zeros(1)}
         self.over = ""
         self._connect()
@@ -57,6 +75,15 @@ class Gadget:
         if stream is not None:
             stream.cut("the device died")
         self.world.later(self.world.down_for(), self.start)
+
+    def lose_power(self) -> None:
+        """What was in this machine's memory is gone, and of the masked update, which nobody synced, perhaps a part."""
+        self.die("by a power cut")
+        self.world.laws.may_refuse(self.name)
+        shutil.rmtree(self.outbox.journal._secrets, ignore_errors=True)
+        for path in (self.outbox.journal._folder / "masked").glob("*"):
+            if self.world.dice.random() < 0.5:
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
     # -- the network ------------------------------------------------------------------------------------------
 
@@ -87,24 +114,56 @@ class Gadget:
     def _send(self, message: pb.DeviceMessage) -> None:
         if message.HasField("ahead"):
             self.world.laws.stays_away(self, message.ahead.reason)
+        if message.HasField("voice"):
+            self.world.laws.sessions.speaks(self, message.voice)
+            if self.world.falls():
+                self.world.later(0.0, lambda: self.die(f"before it says {message.voice.collection!r}"))
+                return
+            if self.lies:
+                message.voice.payload = self._lie(message.voice)
         if self.stream is not None:
             self.stream.say(message)
 
-    def _send_update(self, answer: pb.Answer, update: Blob) -> None:
+    def _lie(self, voice: pb.Voice) -> bytes:
+        """Its word with wrong shares in it, signed as if they were right; the same lie every time."""
+        me = self.talk._identity
+        if voice.collection == self.lies == "shares":
+            shares = secagg_pb2.Shares.FromString(voice.payload)
+            shares.sealed = bytes(b ^ 1 for b in shares.sealed)
+            digest = statements.dealt_digest(shares.sealed)
+            shares.signature = me.sign(statements.dealt(shares.session, me.id, digest, shares.commitment))
+            return shares.SerializeToString()
+        if voice.collection == self.lies == "reveal":
+            reveal = secagg_pb2.Reveal.FromString(voice.payload)
+            reveal.shares = bytes(b ^ 1 for b in reveal.shares)
+            agreed = statements.agreement(self._survivors)
+            digest = statements.opened_digest(reveal.owners, reveal.shares)
+            reveal.signature = me.sign(statements.opened(reveal.session, me.id, agreed, digest))
+            return reveal.SerializeToString()
+        return voice.payload
+
+    def _send_update(self, said: pb.Answer | pb.Voice, update: Blob) -> None:
         blob = update.bytes()
-        message = pb.DeviceMessage(answer=answer)
-        self.world.laws.answers(self, message.answer)
+        if isinstance(said, pb.Voice):
+            message = pb.DeviceMessage(voice=said)
+            inner: pb.Answer | pb.Voice = message.voice
+            self.world.laws.sessions.speaks(self, said)
+        else:
+            message = pb.DeviceMessage(answer=said)
+            inner = message.answer
+            self.world.laws.answers(self, said)
         if self.world.files:
-            self._upload(answer, blob)
+            self._upload(said, blob)
             self._send(message)
             return
-        message.answer.update.inline = blob
+        inner.update.inline = blob
         if blob and self.world.corrupts():
+            self.world.laws.may_refuse(self.name)
             at = self.world.dice.randrange(len(blob))
-            message.answer.update.inline = blob[:at] + bytes([blob[at] ^ 64]) + blob[at + 1 :]
+            inner.update.inline = blob[:at] + bytes([blob[at] ^ 64]) + blob[at + 1 :]
         self._send(message)
 
-    def _upload(self, answer: pb.Answer, blob: bytes) -> None:
+    def _upload(self, answer: pb.Answer | pb.Voice, blob: bytes) -> None:
         """Bring the bytes to where the answer is heard; the stream carries what names them."""
         if self.stream is None or not self.stream.open:
             return
@@ -122,7 +181,21 @@ class Gadget:
     def hear(self, message: pb.CoordinatorMessage) -> None:
         if self.alive:
             self.world.laws.heard(self, message)
+            if message.HasField("call") and message.call.collection == "consistent":
+                self._survivors = secagg_pb2.Survivors.FromString(message.call.payload).survivors
             self._do(lambda: self.talk.heard(message))
+            if message.HasField("call"):
+                self._hear_forged(message.call)
+
+    def _hear_forged(self, call: pb.Call) -> None:
+        """Whoever asks next wants to know more than it may."""
+        wanted = forged(call)
+        if wanted is not None and self.alive and self.world.forges():
+            self.world.tell(
+                f"{self.name} hears a forged call after {call.collection!r} of round {call.round}"
+            )
+            self.world.laws.may_refuse(self.name)
+            self._do(lambda: self.talk.heard(wanted))
 
     def _do(self, action: Any) -> None:
         """Something happens in this process, which may die of it."""

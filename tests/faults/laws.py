@@ -22,11 +22,15 @@ from koinon_core.round.machine import Round, rebuild, step
 from koinon_core.round.terms import Terms
 from koinon_core.strategy.protocol import State
 from koinon_core.update import state_schema, unpack_state
+from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 from .house import open_store
+from .sessions import SessionLaws
 
 if TYPE_CHECKING:
+    from koinon.outbox import Sent
+
     from .gadget import Gadget
     from .house import Stream
     from .world import World
@@ -59,6 +63,9 @@ class Laws:
         self._untold: dict[Any, set[int]] = defaultdict(set)
         self._server: tuple[str, float] = ("", 0.0)
         self._plan = Plan.of(world.run.spec)
+        self._unpowered: dict[str, int] = {}
+        self._excused: set[str] = set()
+        self.sessions = SessionLaws(self)
 
     # -- the truth --------------------------------------------------------------------------------------------
 
@@ -83,6 +90,11 @@ class Laws:
         """The events of a round."""
         rows = self.sql("SELECT kind, data FROM events WHERE round=? ORDER BY id", number)
         return [events.load(kind, json.loads(data)) for kind, data in rows]
+
+    def stored_after(self, number: int, last: int) -> list[tuple[int, events.Event]]:
+        """The events of a round that are newer than the one with the id `last`, each with its own."""
+        rows = self.sql("SELECT id, kind, data FROM events WHERE round=? AND id>? ORDER BY id", number, last)
+        return [(at, events.load(kind, json.loads(data))) for at, kind, data in rows]
 
     def waiting_for(self) -> str:
         return (
@@ -109,6 +121,8 @@ class Laws:
                 assert asked, f"{gadget.name} is asked in round {ask.round}, and that is not stored"
                 untold = {n for n in self._untold[stream] if n < ask.round}
                 assert not untold, f"{gadget.name} is asked in round {ask.round} and never told of {untold}"
+            case "call":
+                self.sessions.asks(gadget.name, message.call)
             case "receipt":
                 self._said_receipt(gadget.name, message.receipt)
                 number = message.receipt.round
@@ -171,6 +185,24 @@ class Laws:
         path = gadget.outbox._path(gadget.talk.run, "sent")
         assert path.exists(), f"{key} is sent before it is on disk"
 
+    def hands_in(self, key: tuple[int, str], sent: "Sent") -> None:
+        """An update of a secure round is on disk: it is encoded once, however often it is masked."""
+        said = sent.digest, convert.head_to(sent.head).SerializeToString(deterministic=True)
+        assert self.sent.setdefault(key, said) == said, f"{key} is encoded anew"
+
+    def may_refuse(self, name: str) -> None:
+        """Something was done to this device for which it leaves a round, or is put out of one."""
+        self._excused.add(name)
+        self._unpowered[name] = self.sql("SELECT number FROM runs")[0][0]
+
+    def lost_power(self, name: str, number: int) -> bool:
+        """Whether a device may have lost its memory of this round before anything of it was on disk."""
+        return number <= self._unpowered.get(name, 0) and (number, name) not in self.sent
+
+    def heard_from(self, name: str) -> list[float]:
+        """When a coordinator read something of this device."""
+        return self._spoke[name]
+
     def settled(self, gadget: "Gadget", number: int, outcome: str) -> None:
         key = number, gadget.name
         self._settled[key].add("counted" if outcome == "counted" else "dropped")
@@ -215,6 +247,8 @@ class Laws:
                         "memory is not the fold of the stored events"
                     )
                     self._looked_at = last, run.round
+        self.sessions.check()
+        self._devices_forget()
         if not self.over():  # devices forget a run that is over
             self._goes_on(last)
             self._devices_are_told()
@@ -228,9 +262,8 @@ class Laws:
         if at is None or at != self._moved[0]:
             self._moved = at, now
         spec = self.world.run.spec
-        assert now - self._moved[1] <= spec.deadline + spec.join_wait + _PATIENCE, (
-            f"hangs: {self.waiting_for()}"
-        )
+        longest = max(spec.deadline, spec.phase) + spec.join_wait
+        assert now - self._moved[1] <= longest + _PATIENCE, f"hangs: {self.waiting_for()}"
 
     def _devices_are_told(self) -> None:
         """Whoever is attached hears of the end of a round, and does not have to ask."""
@@ -245,6 +278,17 @@ class Laws:
             elif now - self._owing[gadget.name][1] > _PATIENCE:
                 raise AssertionError(
                     f"{gadget.name} is not told what became of round {m.round}, which is over"
+                )
+
+    def _devices_forget(self) -> None:
+        """A device that waits for work has no secret of the round before."""
+        if not self.world.secure or self.world.run.spec.keys == "early":
+            return  # or it may have them of a round that it will be given again
+        for gadget in self.world.gadgets:
+            if gadget.alive and gadget.talk.spec and gadget.talk.member.stage in ("idle", "offered"):
+                entry = gadget.outbox.journal.load(gadget.talk.run)
+                assert entry is None or not entry.secrets, (
+                    f"{gadget.name} still has secrets of its last round"
                 )
 
     def _devices_follow(self) -> None:
@@ -299,7 +343,8 @@ class Laws:
         counted: set[tuple[int, str]] = set()
         facts, x, last = [], 0.0, 0
         for number, stage, link, terms in rounds:
-            r = self._lived(self.stored(number))
+            stored = self.stored(number)
+            r = self._lived(stored)
             facts.append(facts_of(r))
             assert (r.stage, link_of(r), r.terms.digest) == (stage, link, terms), (
                 "a row and its events disagree"
@@ -313,9 +358,13 @@ class Laws:
                 x, last = self._check_model(store, number, models[number], x, accepted), number
                 assert models[number][:2] == [r.made.model, r.made.state] or not models[number][1]
             else:
-                assert r.reason.startswith(_ENDS), f"round {number} {r.reason}"
                 assert number not in models, "an abandoned round made a model"
-            self._check_times(r)
+            if r.secure:
+                self.sessions.check_round(r, stored)
+                self._check_refusals(stored)
+            else:
+                assert r.stage == "closed" or r.reason.startswith(_ENDS), f"round {number} {r.reason}"
+                self._check_times(r)
         assert models.keys() == {0} | {n for n, stage, *_ in rounds if stage == "closed"}, "a model too many"
         self._check_log(store, row, facts)
         self._check_devices(counted)
@@ -323,7 +372,17 @@ class Laws:
         # The others' sums are checked above; replay itself costs as much as living through the round.
         for number in range(1 + self.world.seed % 5, len(rounds) + 1, 5):
             for replayed in replay(store, row, number):
-                assert replayed.verdict in ("match", "gone"), replayed
+                assert replayed.verdict in ("by design" if self.world.secure else "match", "gone"), replayed
+
+    def _check_refusals(self, stored: list[events.Event]) -> None:
+        """What a device does wrong, or what is done to it, costs it and nobody else."""
+        excused = self._excused | {f"c{index}" for index in self.world.liars}
+        for e in stored:
+            if not isinstance(e, events.Left) or e.code != "REFUSED" or e.client in excused:
+                continue
+            # In a session of the fewest devices nobody can do without the shares of the one that lies.
+            tight = "shares" in self.world.liars.values() and "neighbours' shares can be read" in e.detail
+            assert tight, f"{e.client} left for no fault of its own: {e.detail}"
 
     def _lived(self, stored: list[events.Event]) -> Round:
         """The round that these events made, of which each must have been possible."""
@@ -337,7 +396,7 @@ class Laws:
             if r.stage == "folding":
                 folding = folding or r.accepted
                 assert r.accepted == folding, "who is in the sum changed while it was taken"
-        if r.asked_at is not None:
+        if r.asked_at is not None and not r.secure:
             due = r.asked_at + r.terms.deadline + away
             assert r.update.deadline is not None
             assert abs(r.update.deadline - due) < 1e-3, (
@@ -353,7 +412,7 @@ class Laws:
         if r.stage == "closed":
             assert len(accepted) >= self.world.run.spec.min_clients, "a sum over fewer than the quorum"
             assert len(accepted) <= r.goal, "more are in the sum than it waited for"
-        for client in r.update.heard:
+        for client in r.update.heard if not r.secure else ():
             assert self.sent[number, client][0] == r.update.heard[client], (
                 f"{client} sent other bytes in {number}"
             )
@@ -460,6 +519,8 @@ class Laws:
         for gadget in self.world.gadgets:
             m = gadget.talk.member
             if gadget.alive and gadget.stream is not None:
+                left = gadget.talk.run and gadget.outbox.journal.load(gadget.talk.run)
+                assert not left, f"{gadget.name} still has secrets of a round, and the run is over"
                 assert m.stage not in ("sent", "staged"), (
                     f"{gadget.name} waits for the fate of round {m.round}"
                 )
@@ -469,9 +530,8 @@ class Laws:
         spec = self.world.run.spec
         for number, client, digest, kept in self.sql("SELECT round, client, digest, kept FROM updates"):
             assert bool(kept) == (number > last - spec.updates_kept), f"round {number}: kept is {kept}"
-            assert self.sent[number, client][0] == digest, (
-                f"what is kept of {client} in round {number} is not its own"
-            )
+            ours = self.sessions.masked(number, client) or {self.sent[number, client][0]}
+            assert digest in ours, f"what is kept of {client} in round {number} is not its own"
         for update in (
             u for n in store.kept_rounds(store.runs()[0].id) for u in store.updates(store.runs()[0].id, n)
         ):

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +18,8 @@ import numpy as np
 import structlog
 
 import koinon
+from koinon import conversation
+from koinon.masking import Masking
 from koinon.outbox import updates
 from koinon_coordinator import ledger
 from koinon_coordinator.store import drafts
@@ -49,6 +53,10 @@ class Mix:
     late: float  # what was under way on a cut stream arrives all the same
     skew: float  # a coordinator's clock after a restart
     slow: float  # a job in a worker thread
+    power: float = 0.0  # a device loses its power, each second
+    lie: float = 0.0  # that one of the devices deals, or gives back, wrong shares
+    fall: float = 0.0  # a device dies with a word of a secure round on its lips
+    forge: float = 0.0  # a coordinator asks a device for more than it may
 
     @classmethod
     def draw(cls, dice: random.Random) -> "Mix":
@@ -66,7 +74,7 @@ class World:
 
     def __init__(self, seed: int, folder: Path, empty: Path, rounds: int = 20):
         self.seed, self.folder = seed, folder
-        self.dice = random.Random(seed)
+        self.dice, self._entropy = random.Random(seed), random.Random(f"entropy {seed}")
         self.mix = Mix.draw(self.dice)
         self.loop = Loop()
         self.loop.work = self._work
@@ -102,13 +110,54 @@ class World:
         # A large bound makes a coarse grid: what is sent is not what was computed.
         self.run = koinon.Run(
             "run", model={"x": np.zeros(1)}, strategy=koinon.Scaffold(), rounds=rounds, min_clients=quorum,
+            aggregation="open",
             clients=clients, population=n, codec="raw", max_examples=1,
             bound=2.0**40, max_clients=8, deadline=deadline, lease=dice.choice([6.0, 20.0]),
             join_wait=dice.choice([0.0, 2.0]), over_selection=more, patience=10_000, evaluate=False,
             retention=dice.choice(["none", "2 rounds", "3 rounds", "keep"]), models=dice.choice(["keep", "none"]),
         )  # fmt: skip
+        self.secure = seed % 3 == 2
+        self.liars: dict[int, str] = {}
+        if self.secure:
+            n = self._make_secure(rounds)
         self.n = n
         self.laws = Laws(self)
+
+    def _make_secure(self, rounds: int) -> int:
+        """The same weather over a run whose sums are secure; returns how many devices it has.
+
+        The ring is fixed point, in which every power of two is exact."""
+        dice, spec = self.dice, self.run.spec
+        n = dice.choice([3, 4, 4, 5, 5, 6, 7])
+        groups = 2 if n >= 6 and dice.random() < 0.5 else 1
+        quorum = dice.choice([3, 3, max(3, n - 1), n]) if groups == 1 else 3
+        clients = dice.choice([None, n])
+        keys = dice.choice(["ready", "ready", "early"])
+        more = 1.0
+        if keys == "ready" and groups == 1 and n - 1 > quorum and dice.random() < 0.3:
+            clients, more = n - 1, n / (n - 1)
+        some = dice.random() ** 3
+        self.mix = replace(
+            self.mix, power=some * 0.05 if dice.random() < 0.5 else 0.0, lie=dice.choice([0.0, 0.0, 1.0]),
+            forge=dice.choice([0.0, 0.0, 0.1]), fall=dice.choice([0.0, 0.03, 0.1]),
+        )  # fmt: skip
+        attempts = dice.randint(1, 3)
+        # Where every device is needed, or none may drop out, one that lies could not but end every round.
+        if self.happens(self.mix.lie) and n > 3 and quorum < n and groups == 1:
+            self.liars[dice.randrange(n)] = lie = dice.choice(["shares", "reveal"])
+            attempts = max(attempts, 2 if lie == "shares" else 1)
+        self.run = koinon.Run(
+            "run", model={"x": np.zeros(1)}, strategy=koinon.Scaffold(), rounds=max(2, rounds // 6),
+            min_clients=quorum, clients=clients, population=n, max_clients=8, max_examples=1,
+            aggregation="secure", codec="exact", keys=keys, groups=groups, attempts=attempts,
+            phase=dice.choice([5.0, 15.0]), deadline=spec.deadline, lease=spec.lease, join_wait=spec.join_wait,
+            over_selection=more, patience=10_000, evaluate=False, models=spec.models,
+        )  # fmt: skip
+        return n
+
+    def entropy(self, size: int) -> bytes:
+        """What the operating system would draw: from the seed, too, but not with the dice of the weather."""
+        return self._entropy.randbytes(size)
 
     # -- the dice ---------------------------------------------------------------------------------------------
 
@@ -133,6 +182,12 @@ class World:
 
     def late_arrivals(self) -> bool:
         return self.happens(self.mix.late)
+
+    def falls(self) -> bool:
+        return self.happens(self.mix.fall)
+
+    def forges(self) -> bool:
+        return self.happens(self.mix.forge)
 
     def corrupts(self) -> bool:
         return self.happens(self.mix.corrupt)
@@ -219,6 +274,8 @@ class World:
                 gadget.stream.cut("the network")
             if self.happens(mix.kill_device):
                 gadget.die("between two steps")
+            if self.happens(mix.power):
+                gadget.lose_power()
         self.later(1.0, self._weather)
 
     def _freeze(self, house: House) -> None:
@@ -277,11 +334,19 @@ class World:
         for name in failpoints.NAMES:
             if name.startswith("store."):
                 failpoints.arm(name, self._at_store(name))
-            elif name.startswith("outbox."):
+            elif name.startswith(("outbox.", "journal.")):
                 failpoints.arm(name, self._at_outbox(name))
         with ExitStack() as undone:
             undone.callback(self._end)
             undone.callback(failpoints.disarm)
+            undone.enter_context(patch("os.urandom", self.entropy))
+            seeded = partial(Masking, entropy=self.entropy)
+            undone.enter_context(patch.object(conversation, "Masking", seeded))
+            runtime = (
+                self.folder / "memory"
+            )  # the devices' memory that a kill leaves, and a power cut does not
+            runtime.mkdir()
+            undone.enter_context(patch.dict(os.environ, RUNTIME_DIRECTORY=str(runtime)))
             if self.files:
                 for module in (drafts, updates):
                     undone.enter_context(patch.object(module, "INLINE", 0))

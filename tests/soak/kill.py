@@ -1,4 +1,4 @@
-"""`make soak`: every kill there is, one run each (tests/system/test_kill.py is a sample of them).
+"""`make soak`: every kill there is, one run each (tests/system/test_kill.py and test_secure_kill.py are samples).
 
 The counting loop: a run is disturbed at the first visit to a point, then at the second, and so on, until it ends
 without having come so far. pytest collects this file only when it is named.
@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 import postgres as servers
-from system.killing import BLOB, KINDS, LINK, OUTBOX, RPC, STORE, Kill, Ran, federate
+from system.killing import BLOB, JOURNAL, KINDS, LINK, OUTBOX, RPC, STORE, Kill, Ran, federate
 
 AT_ONCE = 4
 BEYOND = 8
 """Visits that are tried after the last one of an undisturbed run: it passes a point more or less often, since what
 arrives together shares a commit."""
+
+SECURE = ("secure", "secure-large")
 
 LOOPS = [
     *(("small", "sqlite", "coordinator", point) for point in (*STORE, *RPC[:2])),
@@ -27,13 +29,25 @@ LOOPS = [
     *((kind, "sqlite", "client-2", point) for kind in KINDS for point in (*OUTBOX, *LINK)),
     *((kind, "postgresql", "coordinator", point) for kind in KINDS for point in STORE),
     *(("small", "postgresql", "server", point) for point in STORE),
+    *(("secure", "sqlite", "coordinator", point) for point in (*STORE, *RPC[:2])),
+    *(("secure-large", "sqlite", "coordinator", point) for point in (*STORE, *BLOB, *RPC)),
+    *((kind, "sqlite", "client-2", point) for kind in SECURE for point in (*JOURNAL, *OUTBOX, *LINK)),
+    *(("secure", "postgresql", "coordinator", point) for point in STORE),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Devices keep their secrets where the tests end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNTIME_DIRECTORY", str(tmp_path_factory.mktemp("runtime")))
+        yield
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     """Each kind of run as nobody disturbed it."""
-    return {kind: federate(tmp_path_factory.mktemp(kind), kind, hits=True) for kind in KINDS}
+    return {kind: federate(tmp_path_factory.mktemp(kind), kind, hits=True) for kind in (*KINDS, *SECURE)}
 
 
 @pytest.fixture(scope="module")

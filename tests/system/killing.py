@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ KILLED = 137
 STORE = ("store.begun", "store.written", "store.committed")
 BLOB = ("blob.written", "blob.synced", "blob.named", "blob.removed")
 RPC = ("rpc.heard", "rpc.said", "rpc.upload", "rpc.download")
+JOURNAL = ("journal.written", "journal.named", "journal.masked")
 OUTBOX = ("outbox.written", "outbox.synced", "outbox.named", "outbox.removed")
 LINK = ("link.attend", "link.said", "link.heard", "link.upload")
 PATIENCE = 60.0
@@ -57,19 +60,30 @@ RUN = "counted"
 KINDS = {"small": 1, "large": 66_000}
 """How many float64 the model has. Small: it is in the messages and in rows, and summed before the last updates'
 commit. Large: it is in files, and its sum is a turn of its own."""
+SECURE = {"secure": 1, "secure-large": 10_000, "secure-spare": 1}
+"""The same for runs whose sums are secure; the last one can spare a device."""
+_SIZES = {**KINDS, **SECURE}
 _STEPS = (1, 2, 3, 4)
 
 
 def _scale(kind: str) -> Any:
     """The first value is toy Q; the others are not alike, or they would be compressed into a message."""
-    return np.concatenate([[1.0], np.random.default_rng(7).normal(size=KINDS[kind] - 1)])
+    return np.concatenate([[1.0], np.random.default_rng(7).normal(size=_SIZES[kind] - 1)])
 
 
 def the_run(kind: str) -> koinon.Run:
     """SCAFFOLD on toy Q: whoever loses, doubles or invents a device's state ends with another model. Every round waits
-    for all four, so that who is accepted does not depend on who is fastest."""
+    for all four, so that who is accepted does not depend on who is fastest. A secure one rounds alike in every
+    run: the dither of other codecs is the round's own."""
+    if kind in SECURE:
+        return koinon.Run(
+            RUN, model={"x": toy.START * _scale(kind)}, strategy=koinon.Scaffold(), rounds=3, clients=4,
+            min_clients=3 if kind == "secure-spare" else 4, aggregation="secure", codec="exact", max_examples=128,
+            population=4, join_wait=PATIENCE, phase=PATIENCE,
+        )  # fmt: skip
     return koinon.Run(
         RUN, model={"x": toy.START * _scale(kind)}, strategy=koinon.Scaffold(), rounds=3, min_clients=4, clients=4,
+        aggregation="open",
         codec="raw", max_examples=128, population=4, join_wait=PATIENCE,
         retention={"small": "keep", "large": "2 rounds"}[kind],
     )  # fmt: skip
@@ -78,7 +92,7 @@ def the_run(kind: str) -> koinon.Run:
 def train(session: koinon.Session, kind: str) -> list[koinon.Task]:
     """A device's part in the run; which device, its name says. Returns the tasks that it got."""
     i, scale = int(session.client[-1]), _scale(kind)
-    model = {"x": np.zeros(KINDS[kind])}
+    model = {"x": np.zeros(_SIZES[kind])}
 
     def evaluate(now: Mapping[str, Any]) -> dict[str, float]:
         return {
@@ -125,12 +139,15 @@ class Kill:
     point: str
     number: int
     whom: str = "coordinator"
+    wipe: Path | None = None
+    """What is gone when it is started again, as after a power cut."""
 
     def __str__(self) -> str:
         return f"{self.whom}-{self.point}-{self.number}"
 
     def flags(self, mark: Path) -> list[str | Path]:
-        return ["--pause" if self.whom == "server" else "--kill", self.point, str(self.number), mark]
+        wipe = ["--wipe", self.wipe] if self.wipe else []
+        return ["--pause" if self.whom == "server" else "--kill", self.point, str(self.number), mark, *wipe]
 
 
 class Program:
@@ -199,7 +216,7 @@ class Coordinator(Program):
         self.port, self.listening = 0, threading.Event()
         self.beside: list[Program] = []
         """Devices that must not outlive it."""
-        self._arguments = [*arm, "coordinator", "serve", "--data", folder / "blobs"]
+        self._arguments = [*arm, "coordinator", "serve", "--insecure", "--data", folder / "blobs"]
         self._arguments += ["--db", url or f"sqlite:///{folder / 'koinon.db'}"]
         super().__init__([], folder / "coordinator.log")
         assert self.listening.wait(PATIENCE), self.problem or self.log.read_text()
@@ -437,7 +454,7 @@ def _arm(given: argparse.Namespace) -> None:
         file = os.open(given.hits, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for point in failpoints.NAMES:
             actions[point] = [lambda about, point=point: os.write(file, f"{point}\t{about}\n".encode())]  # type: ignore[misc]
-    for wanted, act in ((given.kill, _kill), (given.pause, _pause)):
+    for wanted, act in ((given.kill, partial(_kill, wipe=given.wipe)), (given.pause, _pause)):
         if wanted and not os.path.exists(wanted[2]):
             point, number, mark = wanted[0], int(wanted[1]), Path(wanted[2])
             actions.setdefault(point, []).append(_at(number, act, mark))
@@ -455,8 +472,10 @@ def _at(number: int, act: Callable[[Path], None], mark: Path) -> Callable[[str],
     return action
 
 
-def _kill(mark: Path) -> None:
+def _kill(mark: Path, wipe: Path | None) -> None:
     mark.touch()
+    if wipe is not None:
+        shutil.rmtree(wipe)
     os._exit(KILLED)
 
 
@@ -472,6 +491,7 @@ def main() -> None:
     for name in ("--kill", "--pause"):
         parser.add_argument(name, nargs=3)
     parser.add_argument("--hits")
+    parser.add_argument("--wipe", type=Path)
     parser.add_argument("role", choices=("coordinator", "device"))
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     given = parser.parse_args()

@@ -60,7 +60,8 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
 
 
 def create(coordinator: Coordinator, **settings: Any) -> str:
-    values = {"rounds": 1, "min_clients": 3, "clients": 4, "join_wait": 0.2, "codec": "lossless", **settings}
+    given = {"rounds": 1, "min_clients": 3, "clients": 4, "join_wait": 0.2, "codec": "lossless"}
+    values = {**given, "aggregation": "open", **settings}
     name = f"run-{next(NUMBERS)}"
     koinon.Run(name, model={"x": np.zeros(5)}, **values).create(coordinator.address)
     return name
@@ -345,7 +346,7 @@ def test_a_strategy_that_breaks_costs_its_rounds_and_the_run_fails_by_name(coord
     making = (
         "import sys, numpy, koinon, house_strategies as h;"
         "koinon.Run('broken', model={'x': numpy.zeros(5)}, strategy=h.Broken(), rounds=1, min_clients=1, clients=1,"
-        "patience=2, codec='lossless').create(sys.argv[1])"
+        "patience=2, codec='lossless', aggregation='open').create(sys.argv[1])"
     )
     subprocess.run(
         [sys.executable, "-c", making, coordinator.address], cwd=coordinator.folder, check=True, timeout=20
@@ -397,8 +398,8 @@ def test_a_device_that_lacks_the_strategy_declines_by_name(
     folder = coordinator.folder
     making = (
         "import sys, numpy, koinon, house_strategies as h;"
-        "koinon.Run('ours', model={'x': numpy.zeros(5)}, strategy=h.Mine(), rounds=1, min_clients=1, clients=1)"
-        ".create(sys.argv[1])"
+        "koinon.Run('ours', model={'x': numpy.zeros(5)}, strategy=h.Mine(), rounds=1, min_clients=1, clients=1,"
+        "aggregation='open').create(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", making, coordinator.address], cwd=folder, check=True)
     with pytest.raises(NotFound, match=r"no strategy 'house_strategies\.Mine' here .* --plugin MODULE"):

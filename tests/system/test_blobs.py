@@ -33,7 +33,14 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
 
 
 def create(coordinator: Coordinator, **settings: Any) -> koinon.RunHandle:
-    values = {"rounds": 1, "min_clients": 1, "clients": 1, "codec": "lossless", **settings}
+    values = {
+        "rounds": 1,
+        "min_clients": 1,
+        "clients": 1,
+        "codec": "lossless",
+        "aggregation": "open",
+        **settings,
+    }
     run = koinon.Run(f"run-{next(NUMBERS)}", model={"x": MODEL}, **values)
     return run.create(coordinator.address)
 

@@ -73,7 +73,7 @@ def cli(coordinator: Coordinator) -> Cli:
 def digits(cli: Cli) -> str:
     """A run of two rounds that finished; one device tried to paint the operator's terminal."""
     (cli.folder / "digits.toml").write_text(
-        'rounds = 7\nmin_clients = 2\ncodec = "raw"\n\n[config]\nepochs = 3\nlabel = "a"\n'
+        'rounds = 7\nmin_clients = 2\ncodec = "raw"\naggregation = "open"\n\n[config]\nepochs = 3\nlabel = "a"\n'
     )
     made = cli.json(
         "create", "digits", "--model", "init.safetensors", "--config", "digits.toml", "--rounds", 2,
@@ -151,7 +151,7 @@ def test_export_writes_a_model_that_safetensors_reads(cli: Cli, digits: str) -> 
 
 def test_pause_resume_why_and_cancel_of_a_run_that_waits(cli: Cli) -> None:
     cli("create", "waiting", "--model", "init.safetensors")
-    assert "waits for devices: 0 of at least 2 have joined" in cli("why", "waiting")
+    assert "waits for devices: 0 of at least 3 have joined" in cli("why", "waiting")
     assert "waiting is paused" in cli("pause", "waiting")
     assert "waiting is running" in cli("resume", "waiting")
     assert "waiting is cancelled" in cli("cancel", "waiting", "--reason", "wrong [/labels]")
@@ -167,7 +167,7 @@ def test_watch_follows_a_run_until_it_is_cancelled(cli: Cli) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
     ) as watch:
         assert watch.stdout is not None
-        assert "0 of at least 2 have joined" in watch.stdout.readline()
+        assert "0 of at least 3 have joined" in watch.stdout.readline()
         with Operator(cli.address) as operator:
             operator.control("followed", "cancel", "enough")
         assert watch.wait(10) == 6
@@ -182,7 +182,8 @@ def test_what_is_not_there_exits_with_3_and_who_does_not_answer_with_5(cli: Cli,
         nobody = Cli(f"127.0.0.1:{free.getsockname()[1]}", cli.folder)
         for arguments in (("ls",), ("watch", "x"), ("create", "x", "--model", "init.safetensors")):
             assert "no coordinator answers at 127.0.0.1" in nobody(*arguments, code=5)
-    assert "no coordinator answers at" in Cli("no host", cli.folder)("ls", code=5)
+    assert "no coordinator answers at" in Cli("localhost:no-port", cli.folder)("ls", code=5)
+    assert "'no host' is not on this machine" in Cli("no host", cli.folder)("ls", code=2)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,8 @@ def test_what_is_not_there_exits_with_3_and_who_does_not_answer_with_5(cli: Cli,
         ("", ["--wrong"], "No such option"),
         ("", ["--rounds", "many"], "Invalid value for '--rounds'"),
         ("", ["--rounds", "0"], "rounds must be at least 1"),
-        ("", ["--min-clients", "9", "--clients", "2"], "can never have min_clients = 9"),
+        ("", ["--min-clients", "9", "--clients", "3"], "can never have min_clients = 9"),
+        ("", ["--clients", "2"], "let 3 or more devices take part, or set aggregation = 'open'"),
         ("", ["--strategy", "koinon.FedAdm()"], "there is no strategy 'koinon.FedAdm' here"),
         ("", ["--strategy", "__import__('os')"], "there is no strategy"),
         ("", ["--plugin", "no_such_plugin"], "the plugin 'no_such_plugin' cannot be imported"),
@@ -207,7 +209,7 @@ def test_what_is_not_there_exits_with_3_and_who_does_not_answer_with_5(cli: Cli,
         ("name = 'other'", [], "name"),
         ("schema = []", [], "schema"),
         ("model = 'x'", [], "model"),
-        ("aggregation = 'secure'", [], "aggregation 'secure' is not in this version"),
+        ("aggregation = 'sum'", [], "aggregation = 'sum' must be open or secure"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_one_sentence(
@@ -256,7 +258,7 @@ def test_the_help_of_every_command_has_an_example() -> None:
 
 def serve(folder: Path, *arguments: object) -> str:
     """What a coordinator says that cannot start."""
-    done = run_module("koinon_coordinator", "serve", *arguments, cwd=folder)
+    done = run_module("koinon_coordinator", "serve", "--insecure", *arguments, cwd=folder)
     assert done.returncode in (1, 2), done.stderr
     assert SENTENCE.fullmatch(done.stderr), done.stderr
     assert done.stdout == ""
@@ -307,7 +309,7 @@ def test_a_signal_stops_it_in_good_order_while_devices_and_operators_are_attache
     tmp_path: Path, number: int
 ) -> None:
     own, clients = Coordinator(tmp_path), Clients()
-    koinon.Run("r", model={"x": np.zeros(5)}, min_clients=3).create(own.address)
+    koinon.Run("r", model={"x": np.zeros(5)}, aggregation="open", min_clients=3).create(own.address)
 
     def watch() -> None:
         with Operator(own.address) as operator, pytest.raises(koinon.Unavailable):

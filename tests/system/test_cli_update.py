@@ -68,6 +68,7 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
     one = Coordinator(tmp_path_factory.mktemp("update"))
     settings: dict[str, Any] = {
         "model": {"x": np.zeros(5)}, "min_clients": 2, "clients": 2, "evaluate": False, "codec": "lossless",
+        "aggregation": "open",
     }  # fmt: skip
     koinon.Run("digits", rounds=ROUNDS, retention="keep", **settings).create(one.address)
     koinon.Run("scrubbed", rounds=1, retention="none", **settings).create(one.address)
@@ -168,7 +169,13 @@ def test_the_sdk_reads_the_same(coordinator: Coordinator) -> None:
 def test_who_says_what_cannot_be_measured_is_refused_by_name(coordinator: Coordinator, lie: Any) -> None:
     name = f"lies-{next(iter(lie))}-{next(iter(lie.values()))}"
     koinon.Run(
-        name, model={"x": np.zeros(5)}, min_clients=1, clients=1, evaluate=False, codec="lossless"
+        name,
+        model={"x": np.zeros(5)},
+        aggregation="open",
+        min_clients=1,
+        clients=1,
+        evaluate=False,
+        codec="lossless",
     ).create(coordinator.address)
     with Device(coordinator.address, "liar") as liar, Operator(coordinator.address) as operator:
         ask = liar.enter(name)

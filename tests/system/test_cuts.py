@@ -22,6 +22,7 @@ def big_run(**settings):
     return koinon.Run(
         "big",
         model=model,
+        aggregation="open",
         rounds=2,
         min_clients=1,
         clients=1,

@@ -85,8 +85,8 @@ def test_a_strategy_from_outside_the_packages_runs_simulated_and_deployed_alike(
 
 def test_the_quickstart_runs_simulated_and_deployed_alike(coordinator, clients):
     quickstart = load_example("quickstart")
-    names = ["client-0", "client-1"]
-    run = quickstart.make_run(clients=2)
+    names = ["client-0", "client-1", "client-2"]
+    run = quickstart.make_run(clients=3)
     simulated = koinon.simulate(run, quickstart.client, clients=names)
     # In processes of their own: torch's dice are one for a process.
     handle = run.create(coordinator.address)
@@ -98,7 +98,7 @@ def test_the_quickstart_runs_simulated_and_deployed_alike(coordinator, clients):
         subprocess.Popen([sys.executable, "-c", script, EXAMPLES, coordinator.address, name])
         for name in names
     ]
-    assert [p.wait(60) for p in processes] == [0, 0]
+    assert [p.wait(60) for p in processes] == [0, 0, 0]
     assert handle.wait() == "5 rounds closed"
     assert handle.model() == simulated.model
 
@@ -135,7 +135,7 @@ def test_a_data_loader_with_workers_lives_beside_the_stream_for_forty_epochs(coo
     )
     import torch
 
-    run = koinon.Run("workers", model=torch.nn.Linear(2, 1), rounds=2, min_clients=1)
+    run = koinon.Run("workers", model=torch.nn.Linear(2, 1), aggregation="open", rounds=2, min_clients=1)
     run.create(coordinator.address)
     out = subprocess.run(
         [sys.executable, "-m", "koinon", "client", script, "--address", coordinator.address, "--run", "workers"],
@@ -193,6 +193,7 @@ def test_several_runs_go_on_side_by_side(coordinator, clients):
     for name in ("one", "two"):
         run = koinon.Run(
             name, model={"x": np.array([toy.START])}, rounds=10, min_clients=4, clients=4, codec="raw",
+            aggregation="open",
             max_examples=128,
         )  # fmt: skip
         handles.append(run.create(coordinator.address))

@@ -15,7 +15,8 @@ FIRST = np.random.default_rng(3).standard_normal(SIZE).astype(np.float32)
 
 
 def submit(coordinator, **settings) -> koinon.RunHandle:
-    values = {"rounds": 4, "min_clients": 1, "clients": 1, "evaluate": False, "codec": "raw", **settings}
+    given = {"rounds": 4, "min_clients": 1, "clients": 1, "evaluate": False, "codec": "raw"}
+    values = {**given, "aggregation": "open", **settings}
     return koinon.Run("r", model={"w": FIRST, "n": np.array(0)}, **values).create(coordinator.address)
 
 

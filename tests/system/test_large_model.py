@@ -66,12 +66,13 @@ def process(code: str, *arguments: object, **how: object) -> Iterator[subprocess
 def test_a_model_larger_than_memory_is_federated(tmp_path):
     db = f"sqlite:///{tmp_path / 'koinon.db'}"
     senders = Path(__file__).parent.parent / "bench" / "senders.py"
-    serve = ("koinon_coordinator", ROOM, "serve", "--db", db, "--listen", "127.0.0.1:0")
+    serve = ("koinon_coordinator", ROOM, "serve", "--insecure", "--db", db, "--listen", "127.0.0.1:0")
     with process(COORDINATOR, *serve, stdout=subprocess.PIPE) as coordinator:
         line = coordinator.stdout.readline()
         address = "127.0.0.1:" + line.rsplit(":", 1)[1].strip()
         handle = koinon.Run(
             "large", model={"w": np.zeros(PARAMETERS, np.float32)}, strategy=koinon.FedAvgM(), rounds=2,
+            aggregation="open",
             min_clients=2, clients=2, max_examples=16, evaluate=False,
         ).create(address)  # fmt: skip
         first, second = (process(DEVICE, senders, ROOM, address, "large", 1, PARAMETERS, i) for i in range(2))

@@ -35,7 +35,7 @@ def simulated_work(session: koinon.Session) -> None:
 def scaffold(coordinator, **settings):
     run = koinon.Run(
         "r", model={"x": np.zeros(1)}, strategy=koinon.Scaffold(), rounds=3, min_clients=1, clients=1, population=2,
-        evaluate=False, codec="raw", **settings,
+        evaluate=False, codec="raw", aggregation="open", **settings,
     )  # fmt: skip
     return run.create(coordinator.address)
 
@@ -58,7 +58,9 @@ def test_a_device_that_lost_what_the_strategy_needs_is_refused_by_name(coordinat
 
 
 def test_where_the_strategy_needs_no_memory_its_loss_is_only_noted(coordinator, tmp_path):
-    run = koinon.Run("r", model={"x": np.zeros(1)}, rounds=2, min_clients=1, clients=1, evaluate=False)
+    run = koinon.Run(
+        "r", model={"x": np.zeros(1)}, aggregation="open", rounds=2, min_clients=1, clients=1, evaluate=False
+    )
     handle = run.create(coordinator.address)
     with koinon.join(coordinator.address, run="r", name="a", state=tmp_path / "disk") as session:
         work(session, 1)
@@ -80,6 +82,7 @@ def test_a_memory_that_is_kept_goes_on_where_it_was(coordinator, tmp_path):
     simulated = koinon.simulate(
         koinon.Run(
             "r", model={"x": np.zeros(1)}, strategy=koinon.Scaffold(), rounds=3, min_clients=1, clients=1,
+            aggregation="open",
             population=2, evaluate=False, codec="raw",
         ),
         simulated_work, clients=["a"],

@@ -41,13 +41,13 @@ class Quick(Coordinator):
     """A coordinator process that is quick to notice a dead link: the constant is another, no setting is."""
 
     SCRIPT = (
-        "from koinon_coordinator import cli, service; service._OPTIONS ="
-        f" list((dict(service._OPTIONS) | {KEEPALIVE}).items()); cli.main()"
+        "from koinon_coordinator import cli; from koinon_coordinator.service import listening; listening._OPTIONS ="
+        f" list((dict(listening._OPTIONS) | {KEEPALIVE}).items()); cli.main()"
     )
 
     def start(self) -> None:
         command = [
-            sys.executable, "-c", self.SCRIPT, "serve", "--db", f"sqlite:///{self.db}",
+            sys.executable, "-c", self.SCRIPT, "serve", "--insecure", "--db", f"sqlite:///{self.db}",
             "--listen", f"127.0.0.1:{self.port}",
         ]  # fmt: skip
         with self.log.open("ab") as log:
@@ -93,6 +93,7 @@ class Fleet:
         self.house, self.clients, self.size = house, clients, size
         self.names = [f"{name}-{i}" for i in range(4)]
         given = {"min_clients": 4, "clients": 4, "codec": "raw", "max_examples": 128, "population": 4}
+        given["aggregation"] = "open"
         self.run = koinon.Run(
             # No two runs begin alike: an update that is at the coordinator already would not be sent again.
             name, model={"x": np.full(size, START + number)}, strategy=koinon.Scaffold(), rounds=rounds, evaluate=False,

@@ -69,7 +69,14 @@ def test_an_old_backup_is_noticed_and_recovered(coordinator, clients, tmp_path):
     gate, backup = Gate(), tmp_path / "backup"
     backup.mkdir()
     run = koinon.Run(
-        "r", model={"x": np.zeros(1)}, rounds=6, min_clients=2, clients=2, evaluate=False, codec="raw"
+        "r",
+        model={"x": np.zeros(1)},
+        rounds=6,
+        min_clients=2,
+        clients=2,
+        evaluate=False,
+        codec="raw",
+        aggregation="open",
     )
     handle = run.create(coordinator.address)
     start_devices(coordinator, clients, gate)
@@ -116,7 +123,7 @@ def test_an_old_backup_is_noticed_and_recovered(coordinator, clients, tmp_path):
 
 
 def test_there_is_nothing_to_recover_in_a_run_that_lost_nothing(coordinator):
-    run = koinon.Run("r", model={"x": np.zeros(1)}, rounds=1, min_clients=1)
+    run = koinon.Run("r", model={"x": np.zeros(1)}, aggregation="open", rounds=1, min_clients=1)
     run.create(coordinator.address)
     with Operator(coordinator.address) as operator:
         with pytest.raises(Conflict, match=r"no device has seen more of run 'r' .*--beyond ROUND"):

@@ -34,7 +34,8 @@ DRAW = np.random.default_rng(3)
 
 def a_run(parameters: int, **settings: object) -> koinon.Run:
     """One round, of raw float32 updates that nothing compresses."""
-    values = {"rounds": 1, "min_clients": 1, "clients": 1, "max_examples": 16, "evaluate": False, **settings}
+    given = {"rounds": 1, "min_clients": 1, "clients": 1, "max_examples": 16, "evaluate": False}
+    values = {**given, "aggregation": "open", **settings}
     model = {"w": DRAW.normal(size=parameters).astype(np.float32)}
     return koinon.Run("big", model=model, codec="raw", **values)
 
@@ -232,7 +233,13 @@ def announce(device: Device, ask: pb.Ask, update: bytes, pieces, offset: int = 0
 def two_devices(address: str, size: int = 100_000) -> Iterator[tuple[tuple[Device, pb.Ask], ...]]:
     """Two that are asked in one round."""
     run = koinon.Run(
-        "r", model={"x": DRAW.normal(size=size)}, rounds=1, min_clients=2, clients=2, codec="lossless"
+        "r",
+        model={"x": DRAW.normal(size=size)},
+        rounds=1,
+        min_clients=2,
+        clients=2,
+        codec="lossless",
+        aggregation="open",
     )
     run.create(address)
     with Device(address, "first") as first, Device(address, "second") as second:
@@ -252,7 +259,13 @@ def test_while_its_turn_has_not_come_a_device_sends_nothing(tmp_path, clients):
 
     with serving(tmp_path, uploads=1) as address:
         run = koinon.Run(
-            "r", model={"x": DRAW.normal(size=100_000)}, rounds=1, min_clients=2, clients=2, codec="lossless"
+            "r",
+            model={"x": DRAW.normal(size=100_000)},
+            rounds=1,
+            min_clients=2,
+            clients=2,
+            codec="lossless",
+            aggregation="open",
         )
         handle = run.create(address)
         with Proxy(int(address.rpartition(":")[2])) as proxy, Device(address, "first") as first:

@@ -35,7 +35,14 @@ def test_a_result_goes_back_into_a_module():
 
     module = torch.nn.Linear(1, 1, bias=False)
     result = koinon.simulate(
-        koinon.Run("m", model={"weight": np.ones((1, 1), np.float32)}, rounds=1, min_clients=1, clients=1),
+        koinon.Run(
+            "m",
+            model={"weight": np.ones((1, 1), np.float32)},
+            aggregation="open",
+            rounds=1,
+            min_clients=1,
+            clients=1,
+        ),
         lambda session: [
             task.submit(examples=1) for task in session.tasks({"weight": np.ones((1, 1), np.float32)})
         ],
