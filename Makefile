@@ -53,7 +53,8 @@ test: check
 # The other end of our ranges: everything but torch, as old as pyproject.toml allows.
 oldest:
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python $(PIP) 'grpcio==1.74.*' 'protobuf==6.31.*' 'numpy==2.0.*' 'sqlalchemy==2.0.40' \
+	.venv-oldest/bin/python $(PIP) 'grpcio==1.74.*' 'grpcio-health-checking==1.74.*' 'protobuf==6.31.*' 'numpy==2.0.*' \
+	  'sqlalchemy==2.0.40' \
 	  'alembic==1.14.*' 'cryptography==43.*' 'zstandard==0.23.*' 'safetensors==0.5.*' 'rich==13.9.*' 'typer==0.15.*' \
 	  'structlog==24.4.*' 'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.120'
 	.venv-oldest/bin/python $(PIP) --no-deps -e .

@@ -1,9 +1,11 @@
 """A strategy of your own: the server goes only part of the way towards the devices' mean.
 
     cd examples
-    koinon-coordinator serve --plugin half_step &
+    koinon-coordinator serve --insecure --plugin half_step &
+    export KOINON_INSECURE=1
     koinon client quickstart.py --run mine --name a --plugin half_step &
     koinon client quickstart.py --run mine --name b --plugin half_step &
+    koinon client quickstart.py --run mine --name c --plugin half_step &
     python quickstart.py model
     koinon run create mine --model init.safetensors --strategy 'half_step.HalfStep(share=0.5)' --plugin half_step
 

@@ -1,8 +1,9 @@
 """A device: your model, your loop, four lines of Koinon.
 
-    koinon-coordinator serve &
+    koinon-coordinator serve --insecure &
+    export KOINON_INSECURE=1                         # plain text, on this machine; docs/identity.md has the real thing
     python quickstart.py create                      # submits the run "quickstart" with this file's model
-    koinon client quickstart.py --name client-0      # a device; start two or more of them, before or after
+    koinon client quickstart.py --name client-0      # a device; start three or more of them, before or after
 
 `python quickstart.py model` writes the first model to init.safetensors, for `koinon run create`.
 
@@ -52,7 +53,7 @@ def client(session: koinon.Session) -> None:
 
 
 def make_run(**settings) -> koinon.Run:
-    return koinon.Run(RUN, model=make_model(), rounds=5, min_clients=2, **settings)
+    return koinon.Run(RUN, model=make_model(), rounds=5, min_clients=3, **settings)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def learn(codec: str, seed: int, rounds: int) -> Learned:
     bits: list[float] = []
     run = koinon.Run(
         "bench", model=digits.make_model(seed), strategy=koinon.FedAvg(), rounds=rounds, codec=codec, seed=seed,
+        aggregation="open",
         min_clients=CLIENTS, clients=CLIENTS, max_examples=4096, config={"epochs": digits.LOCAL_EPOCHS},
     )  # fmt: skip
     metrics = koinon.simulate(run, client(seed, bits), clients=CLIENTS, seed=seed).metrics

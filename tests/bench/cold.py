@@ -18,6 +18,7 @@ def first_round() -> float:
         run = koinon.Run(
             "cold",
             model={"w": np.zeros(1000, np.float32)},
+            aggregation="open",
             rounds=1,
             min_clients=2,
             clients=2,

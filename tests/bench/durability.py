@@ -76,7 +76,8 @@ def resume(outage: float) -> float:
         gate = threading.Event()
         with coordinator(Path(folder)) as (address, process):
             koinon.Run(
-                "bench", model={"w": np.zeros(1000, np.float32)}, rounds=3, min_clients=4, clients=4, evaluate=False
+                "bench", model={"w": np.zeros(1000, np.float32)}, rounds=3, min_clients=4, clients=4, evaluate=False,
+                aggregation="open",
             ).create(address)  # fmt: skip
             threads = [device(address, f"c{i}", gate if i else None) for i in range(4)]
             with Operator(address) as operator:
@@ -143,6 +144,7 @@ def rounds(url: str, folder: Path, count: int, synced: bool = True) -> dict[str,
     with inside(url, folder, synced) as (address, store, loop):
         handle = koinon.Run(
             "bench", model={"w": np.zeros(1000, np.float32)}, rounds=count + 5, min_clients=DEVICES, clients=DEVICES,
+            aggregation="open",
             evaluate=False,
         ).create(address)  # fmt: skip
         crowd = _crowd(address, DEVICES, lambda number, index: True)
@@ -235,6 +237,7 @@ def dropout(devices: int, count: int, share: float, deadline: float) -> dict[str
     with coordinator() as (address, process):
         handle = koinon.Run(
             "bench", model={"w": np.zeros(devices, np.float32)}, strategy=koinon.FedAvg(), rounds=count,
+            aggregation="open",
             min_clients=devices // 2, clients=devices, deadline=deadline, max_examples=1, evaluate=False, join_wait=5.0,
             retention="none", models="1 rounds",
         ).create(address)  # fmt: skip

@@ -61,6 +61,7 @@ def peak(megabytes: int, devices: int, rounds: int, codec: str) -> tuple[float, 
         with Peak(pid) as watched:
             run = koinon.Run(
                 "bench", model={"w": np.zeros(parameters, np.float32)}, strategy=koinon.FedAdam(), rounds=rounds,
+                aggregation="open",
                 min_clients=devices, clients=devices, max_examples=16, evaluate=False, codec=codec,
             ).create(address)  # fmt: skip
             sender = Path(__file__).with_name("senders.py")
@@ -77,6 +78,7 @@ def device(megabytes: int, rounds: int) -> float:
     with coordinator() as (address, _):
         koinon.Run(
             "bench", model={"weight": np.zeros((parameters // 1000, 1000), np.float32)}, rounds=rounds,
+            aggregation="open",
             min_clients=1, clients=1, max_examples=16, evaluate=False,
         ).create(address)  # fmt: skip
         command = [

@@ -70,14 +70,46 @@ def report(bench: str, figures: dict[str, dict[str, Any]], file: Path | None) ->
 
 
 @contextmanager
+def federation(folder: Path, devices: int) -> Iterator[tuple[str, int]]:
+    """The same with identities: mutual TLS, an operator's credentials, and `devices` enrolled devices c0, c1, ...
+    Whoever is started meanwhile finds them."""
+    home = folder / "federation"
+    coordinate = [sys.executable, "-m", "koinon_coordinator"]
+    subprocess.run([*coordinate, "init", "--dir", home], check=True, stdout=subprocess.DEVNULL)
+    os.environ |= {"KOINON_STATE": str(folder / "devices"), "KOINON_OPERATOR": str(home / "admin")}
+    os.environ.pop("KOINON_INSECURE", None)
+    database = f"sqlite:///{folder / 'koinon.db'}"
+    command = [*coordinate, "serve", "--dir", home, "--db", database, "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        # "... listens on HOST:PORT, enrols on HOST:PORT"
+        address = process.stdout.readline().split(" listens on ")[1].split(",")[0].strip()
+        cli = [sys.executable, "-m", "koinon"]
+        shown = ["--address", address, "--credentials", home / "admin"]
+        made = subprocess.run(
+            [*cli, "token", "create", "--ttl", "10m", "--uses", str(devices), *shown],
+            check=True, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        for i in range(devices):
+            subprocess.run(
+                [*cli, "enrol", "--name", f"c{i}"], check=True, input=made.stdout, stdout=subprocess.DEVNULL
+            )
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextmanager
 def coordinator(folder: Path | None = None, listen: str = "127.0.0.1:0") -> Iterator[tuple[str, int]]:
     """(address, process id) of a fresh coordinator. Devices that are started meanwhile keep their memory beside it."""
     with tempfile.TemporaryDirectory() as fallback:
         where = folder or Path(fallback)
-        os.environ["KOINON_STATE"] = str(where / "devices")
+        os.environ["KOINON_STATE"], os.environ["KOINON_INSECURE"] = str(where / "devices"), "1"
         command = [
-            sys.executable, "-m", "koinon_coordinator", "serve", "--db", f"sqlite:///{where / 'koinon.db'}",
-            "--listen", listen,
+            sys.executable, "-m", "koinon_coordinator", "serve", "--insecure",
+            "--db", f"sqlite:///{where / 'koinon.db'}", "--listen", listen,
         ]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:

@@ -1,4 +1,5 @@
-"""What a round costs when nobody trains: 10 client processes, 1,000 fp32 parameters, real gRPC, SQLite FULL.
+"""What a round costs when nobody trains: 10 client processes, 1,000 fp32 parameters, real gRPC, SQLite FULL. With
+--secure 1, a secure round of enrolled devices over mutual TLS: five collections where an open round has one.
 
 In the same run, the limit of what it stands on: ten bare bidirectional gRPC streams with a 4 KB payload each way
 and one SQLite commit.
@@ -20,25 +21,27 @@ import grpc
 import numpy as np
 
 import koinon
-from report import arguments, coordinator, figure, report
+from report import arguments, coordinator, federation, figure, report
 
 
-def rounds(clients: int, size: int, count: int, warmup: int) -> list[float]:
+def rounds(clients: int, size: int, count: int, warmup: int, secure: bool) -> list[float]:
     """Seconds between the closes of consecutive rounds."""
-    with coordinator() as (address, _):
-        run = koinon.Run(
-            "bench", model={"w": np.zeros(size, np.float32)}, rounds=count + warmup, min_clients=clients,
-            clients=clients, max_examples=16, evaluate=False,
-        ).create(address)  # fmt: skip
-        device = Path(__file__).with_name("device.py")
-        processes = [
-            subprocess.Popen([sys.executable, device, address, "bench", f"c{i}", str(size)])
-            for i in range(clients)
-        ]
-        run.wait()
-        for process in processes:
-            process.wait(30)
-        closed = [r.closed_at for r in run.rounds() if r.status == "closed"]
+    with tempfile.TemporaryDirectory() as folder:
+        served = federation(Path(folder), clients) if secure else coordinator(Path(folder))
+        with served as (address, _):
+            run = koinon.Run(
+                "bench", model={"w": np.zeros(size, np.float32)}, rounds=count + warmup, min_clients=clients,
+                clients=clients, max_examples=16, evaluate=False, aggregation="secure" if secure else "open",
+            ).create(address)  # fmt: skip
+            device = Path(__file__).with_name("device.py")
+            processes = [
+                subprocess.Popen([sys.executable, device, address, "bench", f"c{i}", str(size)])
+                for i in range(clients)
+            ]
+            run.wait()
+            for process in processes:
+                process.wait(30)
+            closed = [r.closed_at for r in run.rounds() if r.status == "closed"]
     return [b - a for a, b in pairwise(closed)][warmup - 1 :]
 
 
@@ -85,13 +88,13 @@ async def bare(clients: int, count: int) -> list[float]:
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", clients=10, parameters=1000, rounds=30, warmup=5)
-    measured = rounds(given.clients, given.parameters, given.rounds, given.warmup)
+    given = arguments(__doc__ or "", clients=10, parameters=1000, rounds=30, warmup=5, secure=0)
+    measured = rounds(given.clients, given.parameters, given.rounds, given.warmup, bool(given.secure))
     limit = asyncio.run(bare(given.clients, given.rounds))
     report(
-        "round",
+        "round --secure" if given.secure else "round",
         {
-            "median_round_s": figure(measured, "s", 0.025),
+            "median_round_s": figure(measured, "s", 0.1 if given.secure else 0.025),
             "bare_streams_and_commit_s": figure(limit, "s"),
         },
         given.json,

@@ -40,7 +40,7 @@ def rounds(parameters: int, count: int) -> tuple[list[float], list[float], int]:
     with tempfile.TemporaryDirectory() as folder, coordinator() as (address, _):
         draw = np.random.default_rng(1)
         run = koinon.Run(
-            "bench", model={"w": draw.standard_normal(parameters, np.float32)}, rounds=count + 1,
+            "bench", model={"w": draw.standard_normal(parameters, np.float32)}, aggregation="open", rounds=count + 1,
             min_clients=DEVICES, clients=DEVICES, max_examples=16, evaluate=False, codec="raw", downlink="snapshot",
         ).create(address)  # fmt: skip
         device = Path(__file__).with_name("transfer_device.py")
