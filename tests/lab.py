@@ -10,8 +10,9 @@ import numpy as np
 from alembic.script import ScriptDirectory
 
 import koinon
+from koinon_coordinator.book import Item
 from koinon_coordinator.closing import Plan, first_version
-from koinon_coordinator.ledger import Item, Ledger
+from koinon_coordinator.ledger import Ledger
 from koinon_coordinator.store import Change, Part, RunRow, Store, UpdateRow
 from koinon_coordinator.store.schema import _config
 from koinon_core import codec, failpoints

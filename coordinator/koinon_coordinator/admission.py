@@ -6,8 +6,8 @@ it. One that is refused is an incident, and costs nobody but its sender.
 
 from dataclasses import dataclass, field, replace
 
+from koinon_coordinator.book import Item
 from koinon_coordinator.closing import Plan, open_update
-from koinon_coordinator.ledger import Item
 from koinon_coordinator.store import Incident, Part, PayloadRow, Store, UpdateRow
 from koinon_core import codec
 from koinon_core import run as runs

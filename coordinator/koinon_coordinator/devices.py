@@ -6,9 +6,9 @@ Every message is checked against who sent it and what its run waits for; what on
 from functools import partial
 
 from koinon_coordinator.admission import Answer, Voice, admit, check_upload, hear
+from koinon_coordinator.book import Item
 from koinon_coordinator.driver import Driver
 from koinon_coordinator.federation import Federation, passing
-from koinon_coordinator.ledger import Item
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.store import Incident, Part, RunRow
 from koinon_core import run as runs

@@ -16,10 +16,12 @@ from typing import TypeVar
 
 import structlog
 
+from koinon_coordinator.book import Item
 from koinon_coordinator.closing import Plan
-from koinon_coordinator.ledger import OPERATORS, Item, Ledger, Said
+from koinon_coordinator.ledger import OPERATORS, Ledger
 from koinon_coordinator.roster import Roster
 from koinon_coordinator.store import BEAT, RefusedWrite, Store, Superseded
+from koinon_coordinator.telling import Said
 from koinon_core import run as runs
 from koinon_core.errors import KoinonError, StoreError
 from koinon_core.failpoints import hit

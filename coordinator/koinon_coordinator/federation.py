@@ -16,9 +16,10 @@ import structlog
 
 from koinon_coordinator.closing import Plan, first_version
 from koinon_coordinator.driver import Driver
-from koinon_coordinator.ledger import Ledger, Said
+from koinon_coordinator.ledger import Ledger
 from koinon_coordinator.roster import Roster
 from koinon_coordinator.store import RoundRow, RunRow, Store, Superseded
+from koinon_coordinator.telling import Said
 from koinon_core import run as runs
 from koinon_core.blob import Window
 from koinon_core.codec import Reader

@@ -12,11 +12,11 @@ ledger must be taken up again from the database.
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
+from koinon_coordinator.book import Book, Item, fit_for, read
 from koinon_coordinator.closing import Closed, Plan, close_round, close_secure
 from koinon_coordinator.retention import Kept
 from koinon_coordinator.store import (
@@ -24,31 +24,26 @@ from koinon_coordinator.store import (
     Change,
     Incident,
     ModelVersion,
-    PayloadRow,
     RefusedWrite,
     RunRow,
-    SessionGone,
     Store,
     Superseded,
-    UpdateRow,
 )
+from koinon_coordinator.telling import Said, Telling, ended
 from koinon_coordinator.unmasking import summed
 from koinon_core import audit
 from koinon_core import run as runs
 from koinon_core.errors import KoinonError, StoreError
 from koinon_core.history import facts_of, genesis
 from koinon_core.round import effects, events
-from koinon_core.round.machine import Round, rebuild, step
+from koinon_core.round.machine import Round
 from koinon_core.run import Fact, Moved, Order, Run
-from koinon_core.run.machine import WORK
 from koinon_core.secagg.recovery import Unrecoverable
 from koinon_core.secagg.unmasker import Session
-from koinon_core.secure.sessions import Sessions, public_keys
+from koinon_core.secure.sessions import Sessions
 from koinon_core.spec import RunSpec
-from koinon_core.wire import convert
-from koinon_core.wire.v1 import fleet_pb2 as pb
 
-__all__ = ["OPERATORS", "Item", "Ledger", "Said"]
+__all__ = ["OPERATORS", "Ledger"]
 
 OPERATORS = runs.Paused | runs.Resumed | runs.Cancelled | runs.Recovered
 """What comes from an operator, and is not said again by itself."""
@@ -58,61 +53,17 @@ _INCIDENTS_EACH = 100  # kept of one device, from one start of the coordinator t
 _QUICK = 1 << 20  # bytes of an update whose sum takes milliseconds
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A fact on its way into the machine, with what must be written if it changes anything. `fold_s` is how long a sum
-    took, for the round's row alone: a fact is the same however long it takes. `keys` are what a
-    device advertises."""
-
-    fact: Fact
-    update: UpdateRow | None = None
-    payload: PayloadRow | None = None
-    incident: Incident | None = None
-    closed: Closed | None = None
-    fold_s: float = 0.0
-    keys: tuple[bytes, ...] = ()
-    incidents: tuple[Incident, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """An encoded message for a device. `round` is the one that its bytes are counted for, 0 for none."""
-
-    client: str
-    message: bytes
-    round: int = 0
-
-
-@dataclass(slots=True)
-class _Book:
-    """What a turn may change: copied when it begins, put in place when it is committed."""
-
-    run: Run
-    version: ModelVersion
-    kept: Kept
-    staged: dict[str, UpdateRow] = field(default_factory=dict)
-    said: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    """What devices said in the open round's attempt at a secure sum, by collection and device."""
-    keys: frozenset[bytes] = frozenset()
-    """What was advertised in it: nobody may advertise another's."""
-    entries: int = 0
-    hash: str = ""
-
-    def copy(self) -> "_Book":
-        return replace(self, staged=dict(self.staged), said=dict(self.said))
-
-
 class Ledger:
     """One run, owned in one epoch. `clock` gives seconds since 1970. `sound` says that what it holds is what is stored,
     and was told: not so after a write of which nobody knows whether it happened."""
 
-    def __init__(self, store: Store, plan: Plan, clock: Callable[[], float], book: _Book, epoch: int):
+    def __init__(self, store: Store, plan: Plan, clock: Callable[[], float], book: Book, epoch: int):
         self.plan, self.epoch, self.sound = plan, epoch, True
         self.bytes_down: Counter[int] = Counter()
         self._store, self._clock, self._book = store, clock, book
         self._quick = plan.layout.update.nbytes <= _QUICK
         self._incidents: Counter[str] = Counter()
-        self._ask: tuple[int, bytes] | None = None
+        self._telling = Telling(store, epoch)
         self._known: tuple[tuple[int, int], dict[int, Session]] = ((0, 0), {})
         self._log = _log.bind(run=book.run.spec.name)
 
@@ -129,7 +80,7 @@ class Ledger:
         run = Run(
             id=run_id, spec=spec, model=version.digest, down=version.down, weights=version.weights, head=head
         )
-        ledger = cls(store, plan, clock, _Book(run, version, Kept((), (version,))), epoch=1)
+        ledger = cls(store, plan, clock, Book(run, version, Kept((), (version,))), epoch=1)
         change = ledger._change(ledger._book)
         change.before, change.owner, change.operator = None, store.owner, operator
         change.models, change.contents = [version], contents
@@ -146,7 +97,7 @@ class Ledger:
         plan = Plan.of(RunSpec.decode(row.spec))
         now = clock()
         held = store.take(row.id, now)
-        ledger = cls(store, plan, clock, _read(store, store.run(row.id)), held.epoch)
+        ledger = cls(store, plan, clock, read(store, store.run(row.id)), held.epoch)
         away = now - held.beat if held.beat else 0.0
         return ledger, ledger._begin(runs.TakenUp(now, away))
 
@@ -162,7 +113,7 @@ class Ledger:
         change.opened = self._left_over(book.run)
         items = [Item(fact)]
         r = book.run.round
-        if r is not None and not _remembered(r, book.said):
+        if r is not None and not book.remembers:
             lost = "lost what its devices said: the key of its session is not in this coordinator's folder"
             items.append(Item(runs.Unfoldable(fact.at, r.terms.round, lost)))
         orders = self._step(book, change, items)
@@ -193,7 +144,7 @@ class Ledger:
         """Those of the open round, which is a secure one."""
         return self._sessions(self._book)
 
-    def _sessions(self, book: _Book) -> Sessions:
+    def _sessions(self, book: Book) -> Sessions:
         r = book.run.round
         assert r is not None
         attempt = (r.terms.round, r.masking.attempt)
@@ -238,7 +189,7 @@ class Ledger:
             orders += self._step(book, change, [self._fold(book)])
         return self._commit(book, change, orders)
 
-    def _commit(self, book: _Book, change: Change, orders: list[Order]) -> list[Said]:
+    def _commit(self, book: Book, change: Change, orders: list[Order]) -> list[Said]:
         change.run = book.run
         if not change.empty:
             self.sound = False  # until the database says that it is written, or certainly not
@@ -282,10 +233,10 @@ class Ledger:
         )
         return []
 
-    def _change(self, book: _Book) -> Change:
+    def _change(self, book: Book) -> Change:
         return Change(book.run, at=self._clock(), epoch=self.epoch, before=book.run)
 
-    def _step(self, book: _Book, change: Change, items: Iterable[Item]) -> list[Order]:
+    def _step(self, book: Book, change: Change, items: Iterable[Item]) -> list[Order]:
         """The machine's moves for these items, on the copy that the turn holds."""
         orders: list[Order] = []
         waiting = deque(items)
@@ -294,7 +245,7 @@ class Ledger:
             book.run = first.run
             waiting.appendleft(self._opening())
         while waiting:
-            item = _unchecked(book.run, _own_keys(book, waiting.popleft()))
+            item = fit_for(book, waiting.popleft())
             before, moved = book.run, runs.step(book.run, item.fact)
             book.run = moved.run
             self._record(book, change, item, before, moved)
@@ -317,7 +268,7 @@ class Ledger:
     def _opening(self) -> Item:
         return Item(runs.Opening(self._clock(), os.urandom(16).hex()))
 
-    def _record(self, book: _Book, change: Change, item: Item, before: Run, moved: Moved) -> None:
+    def _record(self, book: Book, change: Change, item: Item, before: Run, moved: Moved) -> None:
         """What must be durable of a move: its events, what came with them, and the audit log's words."""
         run = moved.run
         if moved.records:
@@ -345,7 +296,7 @@ class Ledger:
         if isinstance(item.fact, runs.Recovered):
             self._enter(book, change, "recovered", {"recovery": run.recovery, "beyond": run.beyond})
 
-    def _attach(self, book: _Book, change: Change, item: Item) -> None:
+    def _attach(self, book: Book, change: Change, item: Item) -> None:
         if item.payload is not None:
             book.keys |= set(item.keys)
             change.payloads.append(item.payload)
@@ -366,7 +317,7 @@ class Ledger:
                 change.models.append(version)
                 book.version, book.kept = version, book.kept.with_version(version)
 
-    def _close(self, book: _Book, change: Change, close: effects.Close) -> None:
+    def _close(self, book: Book, change: Change, close: effects.Close) -> None:
         """A round is over: the audit log says how, and what is kept no longer goes."""
         r = book.run.round
         assert r is not None
@@ -390,7 +341,7 @@ class Ledger:
             **({"reason": close.reason} if close.reason else {}),
         )  # fmt: skip
 
-    def _enter(self, book: _Book, change: Change, kind: str, about: Mapping[str, object]) -> None:
+    def _enter(self, book: Book, change: Change, kind: str, about: Mapping[str, object]) -> None:
         """An entry of the audit log."""
         if kind in ("created", "anchored"):
             about = {**about, "head": book.run.head}
@@ -403,7 +354,7 @@ class Ledger:
         self._incidents[incident.client] += 1
         return self._incidents[incident.client] <= _INCIDENTS_EACH
 
-    def _fold(self, book: _Book) -> Item:
+    def _fold(self, book: Book) -> Item:
         """Take the sum; the answer is a fact like any other. That the round waits for it is seen from its stage, so
         that a restarted coordinator takes it too."""
         r = book.run.round
@@ -438,10 +389,10 @@ class Ledger:
         )  # fmt: skip
         return Item(fact, closed=closed, fold_s=fact.at - begun)
 
-    def _sum(self, book: _Book, r: Round) -> Closed:
+    def _sum(self, book: Book, r: Round) -> Closed:
         """The sum over those who are in it, and what comes of it."""
         staged = [book.staged[c] for c in r.accepted]
-        delta = self.plan.spec.downlink == "delta" and _keep_models(book.run)
+        delta = self.plan.spec.downlink == "delta" and book.keeps_models
         if not r.secure:
             return close_round(self._store, self.plan, r.terms, book.version, staged, delta=delta)
         opened = self._sessions(book).opened()
@@ -455,162 +406,21 @@ class Ledger:
     # -- what is said -----------------------------------------------------------------------------------------
 
     def _say(self, orders: Iterable[Order]) -> list[Said]:
-        """What the machine wants said, but for a Fold, which is taken and not said."""
-        said: list[Said] = []
-        run = self.run
+        orders = list(orders)
         for order in orders:
-            match order:
-                case effects.Ask(client, collection):
-                    r = run.round
-                    # The round may have gone on, or be over, by the turn's end.
-                    if r is not None and collection == WORK and r.awaits(client):
-                        said.append(Said(client, self._the_ask()[1], run.number))
-                    elif r is not None and r.stage == collection and r.awaits(client):
-                        said.append(Said(client, self._asked(r, client), run.number))
-                case effects.Receipt(client, number, verdict, reason):
-                    said.append(Said(client, _receipt(run.id, number, verdict, reason)))
-                case effects.Cancel(client, number, reason):
-                    cancel = pb.Cancel(run=run.id, round=number, reason=reason)
-                    said.append(Said(client, convert.envelope(pb.CoordinatorMessage(cancel=cancel))))
-                case effects.Close(number):
-                    self.bytes_down.pop(number, None)
-                case runs.Recall(client, number):
-                    verdict, reason = self._store.verdict(run.id, number, client)
-                    said.append(Said(client, _receipt(run.id, number, verdict, reason)))
-                case runs.Finish(status, reason):
-                    self._log.info("run ended", status=status, reason=reason)
-                    said += [Said(client, self.ended()) for client in run.devices]
-        return said
+            if isinstance(order, effects.Close):
+                self.bytes_down.pop(order.round, None)
+            elif isinstance(order, runs.Finish):
+                self._log.info("run ended", status=order.status, reason=order.reason)
+        return self._telling.said(self._book, lambda: self.sessions, orders)
 
     def belated(self, facts: Iterable[Fact]) -> list[Said]:
         """Those who spoke while the run ended are told so too."""
-        said: list[Said] = []
-        r = self.run.round
-        for fact in facts:
-            if isinstance(fact, runs.Answered) and r is not None and fact.round == r.terms.round:
-                said += self._say(step(r, events.Heard(fact.at, fact.client, "update", fact.digest))[1])
-            elif isinstance(fact, runs.Voiced) and r is not None and fact.round == r.terms.round:
-                voiced = events.Voiced(fact.at, fact.client, fact.collection, fact.attempt, fact.digest)
-                said += self._say(step(r, voiced)[1])
-            elif isinstance(fact, runs.Offered) and fact.client not in self.run.devices:
-                said.append(Said(fact.client, self.ended()))
-        return said
+        return self._telling.belated(self._book, lambda: self.sessions, facts)
 
     def ended(self) -> bytes:
         """How the run ended, as devices hear it."""
-        ended = pb.Ended(run=self.run.id, status=self.run.status, reason=self.run.reason)
-        return convert.envelope(pb.CoordinatorMessage(ended=ended))
-
-    def _asked(self, r: Round, client: str) -> bytes:
-        """What a device is asked: for the round's work, or in a session of its secure sum."""
-        if r.stage == "update" or (r.stage == "keys" and not r.masking.attempt):
-            return self._the_ask()[1]
-        call = pb.Call(
-            run=self.run.id, round=r.terms.round, attempt=r.masking.attempt, collection=r.stage, epoch=self.epoch,
-            payload=self.sessions.call(client),
-        )  # fmt: skip
-        return convert.envelope(pb.CoordinatorMessage(call=call))
-
-    def _the_ask(self) -> tuple[int, bytes]:
-        """The Ask of the open round: the same bytes for every device, made once."""
-        r = self.run.round
-        assert r is not None
-        number = r.terms.round
-        if self._ask is None or self._ask[0] != number:
-            ask = pb.Ask(
-                run=self.run.id, round=number, terms=r.terms.encoded, epoch=self.epoch,
-                links=convert.links_to({n: d for n, d in self.run.links.items() if n < number}),
-            )  # fmt: skip
-            ask.model.CopyFrom(self._content(r.terms.model))
-            if r.terms.down:
-                ask.down.CopyFrom(self._content(r.terms.down))
-            if self.version.delta and self.version.digest == r.terms.model:
-                ask.delta.CopyFrom(self._content(self.version.delta))
-                ask.delta_base = self.version.base
-            self._ask = (number, convert.envelope(pb.CoordinatorMessage(ask=ask)))
-        return self._ask
-
-    def _content(self, digest: str) -> pb.Content:
-        window, size = self._store.window(digest)
-        small = bytes(window(0, size)) if size <= convert.INLINE else b""
-        return pb.Content(digest=digest, size=size, inline=small)
-
-
-def _read(store: Store, row: RunRow) -> _Book:
-    """A run as its stored events left it."""
-    spec = RunSpec.decode(row.spec)
-    version = store.latest_model(row.id)
-    _, links = store.standing(row.id, max(1, row.number - 8))
-    # The row's status and kind are text to the type checker; they were written from a Run.
-    run = Run(
-        id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights,
-        tuning=version.tuning, status=row.status,  # type: ignore[arg-type]
-        reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]
-        head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
-        beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluated(row.id, version.round),
-        round=rebuild(store.events(row.id, row.number)) if row.number else None,
-    )  # fmt: skip
-    kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
-    open_ = run.round is not None and not run.round.over
-    staged = {u.client: u for u in store.updates(row.id, row.number)} if open_ else {}
-    said: dict[tuple[str, str], bytes] = {}
-    if open_ and run.round is not None and run.round.secure:
-        # What an earlier attempt masked is in no sum of this one.
-        staged = {c: u for c, u in staged.items() if run.round.update.heard.get(c) == u.digest}
-        with suppress(SessionGone):
-            payloads = store.payloads(row.id, row.number, run.round.masking.attempt)
-            said = {(p.collection, p.client): p.data for p in payloads}
-    keys = frozenset(
-        key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
-    )
-    return _Book(run, version, kept, staged, said, keys, row.audit_number, row.audit_hash)
-
-
-def _remembered(r: Round, said: Mapping[tuple[str, str], bytes]) -> bool:
-    """Whether all is there that devices said in the session of a round, and that it goes on from."""
-    if not r.secure or r.over:
-        return True
-    keys = r.masking.leaves or (r.masking.now.heard if r.stage == "keys" else ())
-    return all(("keys", client) in said for client in keys)
-
-
-def _own_keys(book: _Book, item: Item) -> Item:
-    """A device that advertises a key which somebody else has is refused: the others would refuse whoever has it, and
-    nobody knows who was first to draw it."""
-    fact = item.fact
-    if not isinstance(fact, runs.Voiced) or book.keys.isdisjoint(item.keys):
-        return item
-    if (fact.collection, fact.client) in book.said:
-        return item  # its own, said again
-    reason = "refused: it advertises a key that another device has"
-    incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)
-    return Item(runs.Resigned(fact.at, fact.client, fact.round, "REFUSED", reason), incident=incident)
-
-
-def _unchecked(run: Run, item: Item) -> Item:
-    """An answer that came when none was wanted was not checked; if one is wanted by now, it is refused: nothing is
-    heard in a round that was not verified, and is not stored with it."""
-    fact = item.fact
-    if isinstance(fact, runs.Voiced) and item.payload is None:
-        if run.wants(fact.client, fact.round, fact.collection, fact.attempt):
-            return Item(
-                runs.Progressed(fact.at, fact.client)
-            )  # nobody asked then; it is asked now, and says it again
-        return item
-    if (
-        not isinstance(fact, runs.Answered)
-        or item.update is not None
-        or not run.wants(fact.client, fact.round)
-    ):
-        return item
-    reason = "refused: it was sent before it was asked for"
-    incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)
-    return Item(runs.Resigned(fact.at, fact.client, fact.round, "REFUSED", reason), incident=incident)
-
-
-def _keep_models(run: Run) -> bool:
-    """Whether some device will still hold this round's model when it is asked in the next."""
-    return any(standing.held is not None for standing in run.devices.values())
+        return ended(self.run)
 
 
 def _folding(run: Run) -> Round | None:
@@ -624,7 +434,3 @@ def _outcomes(r: Round) -> list[tuple[str, str]]:
         (c, "counted" if c in counted else "left" if c in r.update.left else "not counted")
         for c in sorted(r.update.asked)
     ]
-
-
-def _receipt(run: str, number: int, verdict: effects.Verdict, reason: str) -> bytes:
-    return convert.envelope(convert.receipt(run, number, verdict, reason))

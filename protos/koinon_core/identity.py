@@ -95,7 +95,7 @@ def proof_message(token_id: str, spki: bytes, id: str) -> bytes:  # noqa: A002 -
     return _PROOF + canonical([token_id, spki.hex(), id])
 
 
-def prove(private: bytes, token_id: str, spki: bytes, id: str) -> bytes:  # noqa: A002
+def prove(private: bytes, token_id: str, spki: bytes, id: str) -> bytes:  # noqa: A002 - as above
     """The proof itself, 64 bytes."""
     return _private(private).sign(proof_message(token_id, spki, id))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from koinon import FedAvgM
-from koinon_coordinator.ledger import Item
+from koinon_coordinator.book import Item
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.store import Store, Superseded
 from koinon_core import failpoints

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, MetaData, create_engine, text
 
 from koinon_coordinator import closing
 from koinon_coordinator.admission import Answer, admit
-from koinon_coordinator.ledger import Item
+from koinon_coordinator.book import Item
 from koinon_coordinator.store import ModelVersion, Store, UpdateRow, queries, upkeep
 from koinon_coordinator.store.models import Table
 from koinon_coordinator.store.schema import _config

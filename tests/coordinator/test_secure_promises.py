@@ -12,10 +12,10 @@ import pytest
 
 import koinon
 from koinon_coordinator.admission import Voice, hear
+from koinon_coordinator.book import Item
 from koinon_coordinator.devices import Devices
 from koinon_coordinator.driver import Driver
 from koinon_coordinator.federation import Federation
-from koinon_coordinator.ledger import Item
 from koinon_coordinator.store import Part, Store
 from koinon_coordinator.store.folder import Folder
 from koinon_coordinator.store.uploads import Uploads

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from koinon_coordinator import ledger
-from koinon_coordinator.ledger import Item
+from koinon_coordinator.book import Item
 from koinon_coordinator.store import PayloadRow, SessionGone, Store
 from koinon_core import run as runs
 from koinon_core.canonical import sha256

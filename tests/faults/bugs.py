@@ -185,7 +185,7 @@ BUGS = (
     Bug(
         name="staged-forgotten",
         breaks="an acknowledged update is in the sum",
-        file=f"{_COORDINATOR}/ledger.py",
+        file=f"{_COORDINATOR}/book.py",
         old="    staged = {u.client: u for u in store.updates(row.id, row.number)} if open_ else {}\n",
         new="    staged: dict[str, UpdateRow] = {}\n",
         seed=6,
@@ -193,7 +193,7 @@ BUGS = (
     Bug(
         name="an-older-state-after-a-restart",
         breaks="the run goes on from its newest model and state",
-        file=f"{_COORDINATOR}/ledger.py",
+        file=f"{_COORDINATOR}/book.py",
         old="    version = store.latest_model(row.id)\n",
         new="    version = store.kept_versions(row.id)[0]\n",
     ),
@@ -618,7 +618,7 @@ BUGS = (
     Bug(
         name="said-forgotten",
         breaks="a restarted coordinator knows what devices said",
-        file=f"{_COORDINATOR}/ledger.py",
+        file=f"{_COORDINATOR}/book.py",
         old="            said = {(p.collection, p.client): p.data for p in payloads}\n",
         new="            said = {(p.collection, p.client): p.data for p in payloads if p.collection == 'keys'}\n",
         seed=8,

@@ -30,7 +30,7 @@ class DeviceIdentity:
     name is refused, whoever signed it.
     """
 
-    def __init__(self, id: str, trust: Trust, holder: _Holder, credentials: Credentials | None = None):  # noqa: A002
+    def __init__(self, id: str, trust: Trust, holder: _Holder, credentials: Credentials | None = None):  # noqa: A002 - the roster's word
         self.id, self.trust = id, trust
         self._holder, self._credentials = holder, credentials
 

@@ -74,7 +74,7 @@ async def _keep(credentials: Credentials, channel: grpc.aio.Channel) -> None:
         except KoinonError as error:
             # No reason to stop working: there is a third of its life left, and the stream says it if this is the end.
             failures += 1
-            pause = random.uniform(0.5, 1) * min(_HOUR, _AGAIN * 2.0 ** min(failures - 1, 10))  # noqa: S311
+            pause = random.uniform(0.5, 1) * min(_HOUR, _AGAIN * 2.0 ** min(failures - 1, 10))  # noqa: S311 - as above
             _log.warning(
                 "the certificate of %s is not renewed yet, and tried again in %.0f s: %s",
                 credentials.id,

@@ -122,7 +122,7 @@ def _runtime() -> Path:
         if given and os.access(given, os.W_OK):
             return Path(given) / "koinon"
     shared = Path("/dev/shm")  # noqa: S108 - memory, and the folder in it is checked to be this user's alone
-    base = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path("/tmp")  # noqa: S108
+    base = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path("/tmp")  # noqa: S108 - as above
     return base / f"koinon-{os.getuid()}"
 
 

@@ -201,7 +201,7 @@ def _revealed(r: Round, at: float, over: bool) -> tuple[Round, Effects]:
 
 def _go_on(r: Round, stage: str, asked: frozenset[str], deadline: float) -> tuple[Round, Effects]:
     masking = replace(r.masking, now=Collection(asked=asked, deadline=deadline))
-    return replace(r, stage=stage, masking=masking), _asks(asked, stage)  # type: ignore[arg-type]
+    return replace(r, stage=stage, masking=masking), _asks(asked, stage)  # type: ignore[arg-type]  # a collection of its own
 
 
 def _again(r: Round, at: float, reason: str) -> tuple[Round, Effects]:

@@ -60,11 +60,11 @@ class Chain(Base):
         return next((p.weight for p in self.parts if p.weight is not None), None)
 
     @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]  # of its parts
         return frozenset().union(*(p.needs for p in self.parts))
 
     @property
-    def elementwise(self) -> bool:  # type: ignore[override]
+    def elementwise(self) -> bool:  # type: ignore[override]  # of its parts
         return all(p.elementwise for p in self.parts)
 
     def local(self, schema: Schema) -> frozenset[str]:

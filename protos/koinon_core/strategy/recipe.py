@@ -33,7 +33,7 @@ def dump(strategy: Strategy) -> dict[str, Any]:
         return {"chain": [dump(part) for part in strategy.parts]}
     kind = type(strategy)
     name_of_kind = name_of(kind)
-    values = {f.name: getattr(strategy, f.name) for f in fields(strategy)}  # type: ignore[arg-type]
+    values = {f.name: getattr(strategy, f.name) for f in fields(strategy)}  # type: ignore[arg-type]  # a strategy is one
     for name, value in values.items():
         items = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(item, _SCALARS) for item in items):

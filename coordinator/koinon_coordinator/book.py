@@ -1,0 +1,134 @@
+"""The book: what a turn of the ledger may change of a run, what comes into it, and how it is read from the store."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from koinon_coordinator.closing import Closed
+from koinon_coordinator.retention import Kept
+from koinon_coordinator.store import Incident, ModelVersion, PayloadRow, RunRow, SessionGone, Store, UpdateRow
+from koinon_core import run as runs
+from koinon_core.history import genesis
+from koinon_core.round.machine import rebuild
+from koinon_core.run import Fact, Run
+from koinon_core.secure.sessions import public_keys
+from koinon_core.spec import RunSpec
+
+__all__ = ["Book", "Item", "fit_for", "read"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A fact on its way into the machine, with what must be written if it changes anything. `fold_s` is how long a sum
+    took, for the round's row alone: a fact is the same however long it takes. `keys` are what a
+    device advertises."""
+
+    fact: Fact
+    update: UpdateRow | None = None
+    payload: PayloadRow | None = None
+    incident: Incident | None = None
+    closed: Closed | None = None
+    fold_s: float = 0.0
+    keys: tuple[bytes, ...] = ()
+    incidents: tuple[Incident, ...] = ()
+
+
+@dataclass(slots=True)
+class Book:
+    """What a turn may change: copied when it begins, put in place when it is committed."""
+
+    run: Run
+    version: ModelVersion
+    kept: Kept
+    staged: dict[str, UpdateRow] = field(default_factory=dict)
+    said: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """What devices said in the open round's attempt at a secure sum, by collection and device."""
+    keys: frozenset[bytes] = frozenset()
+    """What was advertised in it: nobody may advertise another's."""
+    entries: int = 0
+    hash: str = ""
+
+    def copy(self) -> "Book":
+        return replace(self, staged=dict(self.staged), said=dict(self.said))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether all is there that devices said in the session of the open round, and that it goes on from."""
+        r = self.run.round
+        if r is None or not r.secure or r.over:
+            return True
+        keys = r.masking.leaves or (r.masking.now.heard if r.stage == "keys" else ())
+        return all(("keys", client) in self.said for client in keys)
+
+    @property
+    def keeps_models(self) -> bool:
+        """Whether some device will still hold this round's model when it is asked in the next."""
+        return any(standing.held is not None for standing in self.run.devices.values())
+
+
+def read(store: Store, row: RunRow) -> Book:
+    """A run as its stored events left it."""
+    spec = RunSpec.decode(row.spec)
+    version = store.latest_model(row.id)
+    _, links = store.standing(row.id, max(1, row.number - 8))
+    # The row's status and kind are text to the type checker; they were written from a Run.
+    run = Run(
+        id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights,
+        tuning=version.tuning, status=row.status,  # type: ignore[arg-type]  # see above
+        reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]  # see above
+        head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
+        beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluated(row.id, version.round),
+        round=rebuild(store.events(row.id, row.number)) if row.number else None,
+    )  # fmt: skip
+    kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
+    open_ = run.round is not None and not run.round.over
+    staged = {u.client: u for u in store.updates(row.id, row.number)} if open_ else {}
+    said: dict[tuple[str, str], bytes] = {}
+    if open_ and run.round is not None and run.round.secure:
+        # What an earlier attempt masked is in no sum of this one.
+        staged = {c: u for c, u in staged.items() if run.round.update.heard.get(c) == u.digest}
+        with suppress(SessionGone):
+            payloads = store.payloads(row.id, row.number, run.round.masking.attempt)
+            said = {(p.collection, p.client): p.data for p in payloads}
+    keys = frozenset(
+        key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
+    )
+    return Book(run, version, kept, staged, said, keys, row.audit_number, row.audit_hash)
+
+
+def fit_for(book: Book, item: Item) -> Item:
+    """The item as it may be stepped on this book: a refusal instead, where it may not."""
+    return _unchecked(book.run, _own_keys(book, item))
+
+
+def _own_keys(book: Book, item: Item) -> Item:
+    """A device that advertises a key which somebody else has is refused: the others would refuse whoever has it, and
+    nobody knows who was first to draw it."""
+    fact = item.fact
+    if not isinstance(fact, runs.Voiced) or book.keys.isdisjoint(item.keys):
+        return item
+    if (fact.collection, fact.client) in book.said:
+        return item  # its own, said again
+    reason = "refused: it advertises a key that another device has"
+    incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)
+    return Item(runs.Resigned(fact.at, fact.client, fact.round, "REFUSED", reason), incident=incident)
+
+
+def _unchecked(run: Run, item: Item) -> Item:
+    """An answer that came when none was wanted was not checked; if one is wanted by now, it is refused: nothing is
+    heard in a round that was not verified, and is not stored with it."""
+    fact = item.fact
+    if isinstance(fact, runs.Voiced) and item.payload is None:
+        if run.wants(fact.client, fact.round, fact.collection, fact.attempt):
+            return Item(
+                runs.Progressed(fact.at, fact.client)
+            )  # nobody asked then; it is asked now, and says it again
+        return item
+    if (
+        not isinstance(fact, runs.Answered)
+        or item.update is not None
+        or not run.wants(fact.client, fact.round)
+    ):
+        return item
+    reason = "refused: it was sent before it was asked for"
+    incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)
+    return Item(runs.Resigned(fact.at, fact.client, fact.round, "REFUSED", reason), incident=incident)

@@ -1,0 +1,124 @@
+"""Telling: the encoded words for devices that come of a run's orders, once what they say is durable."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from koinon_coordinator.book import Book
+from koinon_coordinator.store import Store
+from koinon_core import run as runs
+from koinon_core.round import effects, events
+from koinon_core.round.machine import Round, step
+from koinon_core.run import Fact, Order, Run
+from koinon_core.run.machine import WORK
+from koinon_core.secure.sessions import Sessions
+from koinon_core.wire import convert
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+__all__ = ["Said", "Telling", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An encoded message for a device. `round` is the one that its bytes are counted for, 0 for none."""
+
+    client: str
+    message: bytes
+    round: int = 0
+
+
+def ended(run: Run) -> bytes:
+    """How the run ended, as devices hear it."""
+    return _envelope(ended=pb.Ended(run=run.id, status=run.status, reason=run.reason))
+
+
+class Telling:
+    """What the devices of a run are told in one epoch. What every device is asked alike is encoded once a round."""
+
+    def __init__(self, store: Store, epoch: int):
+        self._store, self._epoch = store, epoch
+        self._ask: tuple[int, bytes] | None = None
+
+    def said(self, book: Book, sessions: Callable[[], Sessions], orders: Iterable[Order]) -> list[Said]:
+        """What the machine wants said, but for a Fold, which is taken and not said. `sessions` gives those of the open
+        round, where that is a secure one."""
+        run, said = book.run, list[Said]()
+        for order in orders:
+            match order:
+                case effects.Ask(client, collection):
+                    r = run.round
+                    # The round may have gone on, or be over, by the turn's end.
+                    if r is not None and collection == WORK and r.awaits(client):
+                        said.append(Said(client, self._work(book, r), run.number))
+                    elif r is not None and r.stage == collection and r.awaits(client):
+                        said.append(Said(client, self._asked(book, r, sessions, client), run.number))
+                case effects.Receipt(client, number, verdict, reason):
+                    said.append(Said(client, _receipt(run, number, verdict, reason)))
+                case effects.Cancel(client, number, reason):
+                    cancel = pb.Cancel(run=run.id, round=number, reason=reason)
+                    said.append(Said(client, _envelope(cancel=cancel)))
+                case runs.Recall(client, number):
+                    verdict, reason = self._store.verdict(run.id, number, client)
+                    said.append(Said(client, _receipt(run, number, verdict, reason)))
+                case runs.Finish():
+                    said += [Said(client, ended(run)) for client in run.devices]
+        return said
+
+    def belated(self, book: Book, sessions: Callable[[], Sessions], facts: Iterable[Fact]) -> list[Said]:
+        """Those who spoke while the run ended are told so too."""
+        said: list[Said] = []
+        run, r = book.run, book.run.round
+        for fact in facts:
+            if isinstance(fact, runs.Offered) and fact.client not in run.devices:
+                said.append(Said(fact.client, ended(run)))
+            if not isinstance(fact, runs.Answered | runs.Voiced) or r is None or fact.round != r.terms.round:
+                continue
+            heard: events.Event = (
+                events.Heard(fact.at, fact.client, "update", fact.digest)
+                if isinstance(fact, runs.Answered)
+                else events.Voiced(fact.at, fact.client, fact.collection, fact.attempt, fact.digest)
+            )
+            said += self.said(book, sessions, step(r, heard)[1])
+        return said
+
+    def _asked(self, book: Book, r: Round, sessions: Callable[[], Sessions], client: str) -> bytes:
+        """What a device is asked: for the round's work, or in a session of its secure sum."""
+        if r.stage == "update" or (r.stage == "keys" and not r.masking.attempt):
+            return self._work(book, r)
+        call = pb.Call(
+            run=book.run.id, round=r.terms.round, attempt=r.masking.attempt, collection=r.stage, epoch=self._epoch,
+            payload=sessions().call(client),
+        )  # fmt: skip
+        return _envelope(call=call)
+
+    def _work(self, book: Book, r: Round) -> bytes:
+        """The Ask of the open round: the same bytes for every device, made once."""
+        run, version, number = book.run, book.version, r.terms.round
+        if self._ask is None or self._ask[0] != number:
+            ask = pb.Ask(
+                run=run.id, round=number, terms=r.terms.encoded, epoch=self._epoch,
+                links=convert.links_to({n: d for n, d in run.links.items() if n < number}),
+            )  # fmt: skip
+            ask.model.CopyFrom(self._content(r.terms.model))
+            if r.terms.down:
+                ask.down.CopyFrom(self._content(r.terms.down))
+            if version.delta and version.digest == r.terms.model:
+                ask.delta.CopyFrom(self._content(version.delta))
+                ask.delta_base = version.base
+            self._ask = (number, _envelope(ask=ask))
+        return self._ask[1]
+
+    def _content(self, digest: str) -> pb.Content:
+        window, size = self._store.window(digest)
+        small = bytes(window(0, size)) if size <= convert.INLINE else b""
+        return pb.Content(digest=digest, size=size, inline=small)
+
+
+def _envelope(
+    *, ask: pb.Ask | None = None, call: pb.Call | None = None, cancel: pb.Cancel | None = None,
+    ended: pb.Ended | None = None,
+) -> bytes:  # fmt: skip
+    return convert.envelope(pb.CoordinatorMessage(ask=ask, call=call, cancel=cancel, ended=ended))
+
+
+def _receipt(run: Run, number: int, verdict: effects.Verdict, reason: str) -> bytes:
+    return convert.envelope(convert.receipt(run.id, number, verdict, reason))
