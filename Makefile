@@ -48,7 +48,7 @@ check: $(VENV)/.dev $(PROTO_VENV)/.ready
 
 # A file of tests stays with one process: what its tests share is made once.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The other end of our ranges: everything but torch, as old as pyproject.toml allows.
 oldest:

@@ -348,9 +348,16 @@ def test_a_slow_upload_lets_others_in_between_and_goes_on_where_it_stopped(tmp_p
         assert first.said[1] is True
 
 
-def test_a_newer_upload_of_a_device_ends_the_older_whether_it_waits_or_writes(tmp_path):
+def test_a_newer_upload_of_a_device_ends_the_older_whether_it_waits_or_writes(tmp_path, monkeypatch):
     update = container(x=DRAW.normal(size=20_000))
     release = threading.Event()
+    arrived, turn = [], blobs.Blobs._turn
+
+    async def seen(self, over):
+        arrived.append(over)
+        await turn(self, over)
+
+    monkeypatch.setattr(blobs.Blobs, "_turn", seen)
 
     def stands_still():
         yield update[:1000]
@@ -363,6 +370,7 @@ def test_a_newer_upload_of_a_device_ends_the_older_whether_it_waits_or_writes(tm
         older = announce(first, ask, update, stands_still())
         until(lambda: list((tmp_path / "koinon.db.blobs").rglob("*.part")))
         waits = announce(second, other, update, stands_still())
+        until(lambda: len(arrived) == 2)  # or the one that is meant to be newer may be first
         newer = announce(second, other, update, [update])
         waits.join(10)
         assert [str(said) for said in second.said] == ["this upload goes on in another stream"]
