@@ -8,7 +8,7 @@ import numpy as np
 from koinon_core.identity import Entry, Trust
 from koinon_core.round.terms import Terms
 from koinon_core.secagg import Masker, statements
-from koinon_core.secagg.hazmat import sign
+from koinon_core.secagg.hazmat import agree, sign
 from koinon_core.secagg.sealing import seal_share
 from koinon_core.secure.sessions import config_of
 from koinon_core.wire.v1 import secagg_pb2 as pb
@@ -70,7 +70,7 @@ class Speaker:
             place, shares = self.masker._placed(), pb.Shares.FromString(word)
             secret, nothing = self.masker._memory.sealing_secret, Stream(f"lies {self.id}")
             shares.sealed = b"".join(
-                seal_share(place.session, secret, self.id, peer, position, nothing(64))
+                seal_share(place.session, agree.load(secret), self.id, peer, position, nothing(64))
                 for position, peer in place.peers.items()
             )
             digest = statements.dealt_digest(shares.sealed)

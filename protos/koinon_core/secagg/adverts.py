@@ -20,8 +20,6 @@ __all__ = ["MOST_ENTRY", "Identity", "Peer", "Trust", "read_advert", "write_adve
 MOST_ENTRY = 4096
 """Bytes of a roster entry."""
 _MOST_BYTES = MOST_ENTRY + 1024
-# Whose it is does not matter: points of low order give zero with every private key.
-_PROBE = bytes(range(32))
 
 
 class Identity(Protocol):
@@ -79,5 +77,5 @@ def read_advert(config: Config, data: bytes, trust: Trust) -> Peer:
     if sealing == masking:
         raise BadBlob(f"{name!r} advertises one key for two purposes; it must draw two")
     for public in (sealing, masking):
-        agree.exchange(_PROBE, public)
+        agree.check_public(public)
     return Peer(name, key, sealing, masking)

@@ -121,8 +121,9 @@ class Masker:
                 strict=True,
             )
         )
+        mine = agree.load(memory.sealing_secret)
         sealed = b"".join(
-            seal_share(place.session, memory.sealing_secret, self._me.id, peer, p, shares[p])
+            seal_share(place.session, mine, self._me.id, peer, p, shares[p])
             for p, peer in place.peers.items()
         )
         committed = statements.commitment(place.session, self._me.id, seed)
@@ -162,10 +163,11 @@ class Masker:
             place = self._placed()
             public = agree.public_of(memory.masking_secret)
             dealers = positions(memory.dealers, place.size, "dealers")
+            mine = agree.load(memory.masking_secret)
             masks = [(own_seed(place.session, self._me.id, memory.seed), 1)]
             for p, peer in place.peers.items():
                 if p in dealers:
-                    seed = pair_seed(place.session, memory.masking_secret, public, peer.masking)
+                    seed = pair_seed(place.session, mine, public, peer.masking)
                     masks.append((seed, sign_of(public, peer.masking)))
             self._pads = Pads(self.config, masks)
         return self._pads
@@ -312,7 +314,10 @@ class Masker:
             records(inbox.signatures, sign.SIGNATURE_BYTES, len(near), "signatures"),
             strict=True,
         )
-        readable = {p: sealed for p, sealed, *signed in rows if self._readable(place, p, sealed, *signed)}
+        mine = agree.load(memory.sealing_secret)
+        readable = {
+            p: sealed for p, sealed, *signed in rows if self._readable(place, mine, p, sealed, *signed)
+        }
         if len(readable) + place.complete < place.threshold:
             raise RemoteProtocolError(
                 f"{len(readable)} neighbours' shares can be read, and {place.threshold} are needed; this device takes "
@@ -325,12 +330,13 @@ class Masker:
         self._done("received", data, b"")
 
     def _readable(
-        self, place: Place, p: int, sealed: bytes, dealt: bytes, committed: bytes, signature: bytes
-    ) -> bool:
+        self, place: Place, mine: agree.Private, p: int, sealed: bytes, dealt: bytes, committed: bytes,
+        signature: bytes,
+    ) -> bool:  # fmt: skip
         peer = place.peers[p]
         try:
             sign.verify(peer.key, signature, statements.dealt(place.session, peer.id, dealt, committed))
-            open_share(place.session, self._memory.sealing_secret, peer, self._me.id, place.position, sealed)
+            open_share(place.session, mine, peer, self._me.id, place.position, sealed)
         except BadBlob:
             return False
         return True
@@ -360,17 +366,12 @@ class Masker:
             sign.verify(place.peers[p].key, signature, agreed)
 
     def _given(self, place: Place, survivors: frozenset[int]) -> dict[int, bytes]:
-        given = {}
+        given, mine = {}, agree.load(self._memory.sealing_secret)
         for peer in self._memory.place.peers:
             if peer.sealed:
                 p = peer.position
                 share = open_share(
-                    place.session,
-                    self._memory.sealing_secret,
-                    place.peers[p],
-                    self._me.id,
-                    place.position,
-                    peer.sealed,
+                    place.session, mine, place.peers[p], self._me.id, place.position, peer.sealed
                 )
                 given[p] = half(share, p in survivors)
         if place.complete:

@@ -68,7 +68,7 @@ def own_seed(sid: bytes, client: str, seed: bytes) -> bytes:
     return derive.hkdf(seed, salt=sid, info=statements.own_mask(client))
 
 
-def pair_seed(sid: bytes, private: bytes, public: bytes, other: bytes) -> bytes:
+def pair_seed(sid: bytes, private: bytes | agree.Private, public: bytes, other: bytes) -> bytes:
     """The seed of the mask of two devices, from the masking keys of one (both halves) and of the `other` (public)."""
     return derive.hkdf(agree.exchange(private, other), salt=sid, info=statements.pair_mask(public, other))
 

@@ -113,10 +113,10 @@ def recover(
         if owner in survivors:
             masks.append((own_seed(sid, owner, secret), -1))
             continue
-        public = dealt[owner].masking
+        public, private = dealt[owner].masking, agree.load(secret)
         for peer in sorted(around[owner] & survivors):
             other = dealt[peer].masking
-            masks.append((pair_seed(sid, secret, public, other), -sign_of(other, public)))
+            masks.append((pair_seed(sid, private, public, other), -sign_of(other, public)))
     return Recovery(config, masks, search.wrong())
 
 

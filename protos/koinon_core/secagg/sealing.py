@@ -28,7 +28,9 @@ def half(share: bytes, survivor: bool) -> bytes:
     return share[:HALF_BYTES] if survivor else share[HALF_BYTES:]
 
 
-def seal_share(sid: bytes, private: bytes, dealer: str, reader: Peer, position: int, share: bytes) -> bytes:
+def seal_share(
+    sid: bytes, private: agree.Private, dealer: str, reader: Peer, position: int, share: bytes
+) -> bytes:
     """`share` for the `reader` at `position`, under the dealer's `private` sealing key: 80 bytes."""
     key = derive.hkdf(
         agree.exchange(private, reader.sealing), salt=sid, info=statements.sealing_key(dealer, reader.id)
@@ -36,7 +38,9 @@ def seal_share(sid: bytes, private: bytes, dealer: str, reader: Peer, position: 
     return seal.seal(key, share, statements.sealed_share(sid, dealer, reader.id, point_of(position)))
 
 
-def open_share(sid: bytes, private: bytes, dealer: Peer, reader: str, position: int, sealed: bytes) -> bytes:
+def open_share(
+    sid: bytes, private: agree.Private, dealer: Peer, reader: str, position: int, sealed: bytes
+) -> bytes:
     """The share that `dealer` sealed for this device, which stands at `position`; BadBlob if it did not."""
     key = derive.hkdf(
         agree.exchange(private, dealer.sealing), salt=sid, info=statements.sealing_key(dealer.id, reader)

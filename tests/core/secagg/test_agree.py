@@ -1,6 +1,7 @@
 """X25519 against RFC 7748, and what must not be agreed with."""
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,19 @@ def test_a_point_of_low_order_is_refused(point, top):
     public[31] |= top
     with pytest.raises(BadBlob, match="low order"):
         agree.exchange(bytes(range(32)), bytes(public))
+    with pytest.raises(ValueError):  # by the library too, whatever the list says
+        agree.load(bytes(range(32))).exchange(X25519PublicKey.from_public_bytes(bytes(public)))
+
+
+@given(KEYS)
+def test_what_is_checked_without_an_exchange_is_what_an_exchange_takes(public):
+    try:
+        agree.check_public(public)
+    except BadBlob:
+        with pytest.raises(ValueError):
+            agree.load(bytes(range(32))).exchange(X25519PublicKey.from_public_bytes(public))
+    else:
+        agree.load(bytes(range(32))).exchange(X25519PublicKey.from_public_bytes(public))
 
 
 @pytest.mark.parametrize("length", [0, 31, 33, 64])
