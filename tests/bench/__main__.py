@@ -5,14 +5,20 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("round", "cold", "durability", "codec", "transfer", "memory", "ring", "accuracy")
+BENCHES: dict[str, tuple[str, ...]] = {
+    "round": ("round",), "round_secure": ("round", "--secure", "1"), "cold": ("cold",), "durability": ("durability",),
+    "codec": ("codec",), "transfer": ("transfer",), "memory": ("memory",), "ring": ("ring",), "secagg": ("secagg",),
+    "secure_encoding": ("secure_encoding",), "accuracy": ("accuracy",),
+}  # fmt: skip
+"""By the name of its results: the file, and what it is told."""
 
 
 def main() -> None:
     results = Path("bench-results")
     results.mkdir(exist_ok=True)
-    for name in BENCHES:
-        subprocess.run([sys.executable, HERE / f"{name}.py", "--json", results / f"{name}.json"], check=True)
+    for name, (file, *told) in BENCHES.items():
+        command = [sys.executable, HERE / f"{file}.py", *told, "--json", results / f"{name}.json"]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":
