@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 import postgres as servers
@@ -35,6 +36,13 @@ def _state_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices keep their memory in a folder of the test's own; processes that it starts inherit it."""
     monkeypatch.setenv("KOINON_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> Iterator[None]:
+    """What a test makes of the logs is over when it is."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,14 @@ ours() { [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; }
 if ours "$1"; then kill -QUIT "$pid"; fi
 for _ in 1 2 3 4 5 6 7 8 9 10; do ours "$1" && sleep 0.05; done
 rm -rf "$1"
+"""
+# Not subprocess's own `user`: that forks, and in a process that has served gRPC the child may not live.
+_NOBODY = """
+import grp, os, pwd, sys
+os.setgroups([])
+os.setgid(grp.getgrnam("nogroup").gr_gid)
+os.setuid(pwd.getpwnam("nobody").pw_uid)
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -64,7 +73,7 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         self._admin: psycopg.Connection | None = None
         # PostgreSQL refuses to run as root.
-        self._owner = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+        self._as = [sys.executable, "-c", _NOBODY] if os.geteuid() == 0 else []
         self._reaper = subprocess.Popen(
             ["sh", "-c", _REAPER, "reaper", self.folder], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -78,14 +87,14 @@ class Postgres:
     def _init(self, durable: bool, settings: Mapping[str, str]) -> None:
         secret = self.folder / "password"
         secret.write_text(self.password)
-        if self._owner:
+        if self._as:
             for path in (self.folder, secret):
                 shutil.chown(path, "nobody", "nogroup")
         command = [
-            self._bin / "initdb", "-D", self.folder / "data", "-U", _USER, "--pwfile", secret,
+            *self._as, self._bin / "initdb", "-D", self.folder / "data", "-U", _USER, "--pwfile", secret,
             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60, **self._owner)
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60)
         assert done.returncode == 0, done.stderr
         lines = {
             "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "100",
@@ -107,8 +116,8 @@ class Postgres:
             self.port: int = given or random.randint(20_000, 32_000)
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [self._bin / "postgres", "-D", self.folder / "data", "-p", str(self.port)],
-                    stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True, **self._owner,
+                    [*self._as, self._bin / "postgres", "-D", self.folder / "data", "-p", str(self.port)],
+                    stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
                 )  # fmt: skip
             if self._answers():
                 return
