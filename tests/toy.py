@@ -28,10 +28,17 @@ ETA = 0.02
 START = 5.0
 UNIFORM = 0.866666666667
 WEIGHTED = 0.918367346939
+# FedNova's: sum(p r b) / sum(p r) with r_i / tau_i for r_i, r_i = 1 - (1 - eta a_i)^tau_i.
+_SHARES = [n / 100 * (1 - (1 - ETA * a) ** k) / k for n, a, k in zip(N, A, TAU, strict=True)]
+NOVA = sum(s * b for s, b in zip(_SHARES, B, strict=True)) / sum(_SHARES)
 
 
 def gradient(i: int, y: float) -> float:
     return A[i] * (y - B[i])
+
+
+def loss(i: int, y: float) -> float:
+    return A[i] / 2 * (y - B[i]) ** 2
 
 
 def terms(round_: int, *, codec: str = "raw", grid: int = 40, **values: object) -> Terms:
@@ -78,9 +85,13 @@ def closed(
 
 def train(plan, start: float, i: int, steps: int, lr: float, momentum: float = 0.0):
     """`steps` of SGD on f_i as the optimizer hook steers it; returns (y, |a|_1)."""
-    w = y = start
-    mu = plan.pull.mu
-    shift = float(plan.pull.shift["x"][0]) if plan.pull.shift is not None else 0.0
+    return descended(plan.pull, start, start, i, steps, lr, momentum)
+
+
+def descended(pull, w: float, y: float, i: int, steps: int, lr: float, momentum: float = 0.0):
+    """The same from `y`, under a gradient term about `w`."""
+    mu = pull.mu
+    shift = float(pull.shift["x"][0]) if pull.shift is not None else 0.0
     buffer = unit_buffer = unit = 0.0
     for _ in range(steps):
         buffer = momentum * buffer + gradient(i, y) + mu * (y - w) + shift
@@ -99,7 +110,13 @@ def contribute(
     x = float(w["x"][0])
     y, norm = train(plan, x, i, steps, lr, momentum)
     results = {p.name: Tensors({"x": np.array([gradient(i, x)])}) for p in plan.passes if p.measure}
-    work = Work(examples=N[i], steps=steps, lr=lr, norm=norm, results=results)
+    for p in plan.passes:
+        if not p.measure:
+            own = float((p.start or w)["x"][0])
+            results[p.name] = Tensors({"x": np.array([descended(p.pull, x, own, i, steps, lr)[0]])})
+    work = Work(
+        examples=N[i], steps=steps, lr=lr, norm=norm, mu=plan.pull.mu, loss_before=loss(i, x), results=results
+    )
     made = local.prepare(
         state=state, down=down, work=work, start=Held(w), end=Held({"x": np.array([y])}), terms=t,
         head=Head(examples=N[i]), client=f"c{i}",

@@ -14,7 +14,7 @@ import numpy as np
 
 from koinon_core.errors import UsageError
 from koinon_core.schema import Schema, schema_of
-from koinon_core.strategy.protocol import Pull
+from koinon_core.strategy.protocol import Keys, Pull
 from koinon_core.tensors import Array, Tensors
 from koinon_core.tiles import TILE
 
@@ -77,9 +77,7 @@ class Model(Protocol):
         schema."""
         ...
 
-    def steer(
-        self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
-    ) -> Steering: ...
+    def steer(self, pull: Pull, start: Tensors, *, measure: bool, train: Keys | None) -> Steering: ...
     def descend(self, gradients: Mapping[str, Array], lr: float, steering: Any) -> None:
         """One plain SGD step for owners without an optimizer."""
         ...
@@ -92,6 +90,7 @@ class ArraySteering:
     pull: Pull
     start: Tensors
     measure: bool
+    train: Keys | None = None
     recorded: Recorded = field(default_factory=Recorded)
     _sum: dict[str, Array] = field(default_factory=dict)
 
@@ -106,6 +105,8 @@ class ArraySteering:
 
     def step(self, arrays: Mapping[str, Array], gradients: Mapping[str, Array], lr: float) -> None:
         for name, gradient in gradients.items():
+            if self.train is not None and name not in self.train:
+                continue
             if self.measure:
                 self._sum[name] = self._sum.get(name, 0.0) + gradient
                 continue
@@ -148,10 +149,8 @@ class ArrayModel:
     def rounds(self) -> bool:
         return False
 
-    def steer(
-        self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
-    ) -> ArraySteering:
-        return ArraySteering(pull, start, measure)
+    def steer(self, pull: Pull, start: Tensors, *, measure: bool, train: Keys | None) -> ArraySteering:
+        return ArraySteering(pull, start, measure, train)
 
     def descend(self, gradients: Mapping[str, Array], lr: float, steering: ArraySteering) -> None:
         if not (math.isfinite(lr) and lr > 0):

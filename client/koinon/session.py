@@ -36,6 +36,7 @@ from koinon_core.errors import KoinonError, NotFound, Unavailable, UsageError
 from koinon_core.spec import RunSpec
 from koinon_core.strategy.registry import load_plugins
 from koinon_core.strategy.runner import Prepared
+from koinon_core.tensors import Tensors
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Session", "join"]
@@ -197,6 +198,14 @@ class Session:
         """The run's spec."""
         assert self._talk.spec is not None
         return self._talk.spec
+
+    @property
+    def personal(self) -> Tensors | None:
+        """This device's own model, where the strategy keeps one beside the common one (Ditto): as it was after the last
+        round that this device was counted in. None before that, and where there is none."""
+        with self._lock:
+            kept = self._talk.state
+        return next((t for name, t in kept.items() if name.rpartition(".")[2] == "personal"), None)
 
     # -- the owner's thread -----------------------------------------------------------------------------------
 

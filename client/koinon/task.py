@@ -9,7 +9,7 @@ from koinon_core.errors import UsageError
 from koinon_core.round.terms import Terms
 from koinon_core.tensors import Array
 
-__all__ = ["Task"]
+__all__ = ["Kind", "Task"]
 
 Kind = Literal["train", "measure", "personal"]
 
@@ -22,7 +22,7 @@ class Task:
 
     def __init__(
         self, terms: Terms, client: str, kind: Kind, model: Model, steering: Steering,
-        hand_in: Callable[["Task", int, Mapping[str, float]], None],
+        hand_in: Callable[["Task", int, Mapping[str, float]], None], epochs: int | None = None,
     ):  # fmt: skip
         self.round = terms.round
         self.kind: Kind = kind
@@ -32,7 +32,7 @@ class Task:
         self.submitted = False
         self.outcome = ""
         """What became of it, once that is known: "counted", or why not."""
-        self._late = ""
+        self._late, self._epochs = "", epochs
         self._model, self._steering, self._hand_in = model, steering, hand_in
 
     def __repr__(self) -> str:
@@ -40,8 +40,8 @@ class Task:
 
     @property
     def epochs(self) -> int:
-        """Local epochs: `epochs` of the run's [config], 1 where it has none."""
-        return int(self.config.get("epochs", 1))
+        """Local epochs: what the strategy wants of this pass, or `epochs` of the run's [config], or 1."""
+        return int(self.config.get("epochs", 1)) if self._epochs is None else self._epochs
 
     @property
     def cancelled(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from koinon.models import Evaluate, Model
 from koinon.shelf import Shelf
-from koinon.task import Task
+from koinon.task import Kind, Task
 from koinon_core.blob import Blob
 from koinon_core.codec import Reader
 from koinon_core.draft import Draft
@@ -82,9 +82,10 @@ class Workbench:
         strategy has a use for that."""
         model = self.model
         results: dict[str, Tensors] = {}
+        personal: dict[str, float] = {}
         for one in plan.passes:
             if one.when == "before":
-                yield from self._extra(one, terms, start, results)
+                yield from self._extra(one, terms, start, results, personal)
         steering = model.steer(plan.pull, start, measure=False, train=plan.train)
         later = [one for one in plan.passes if one.when == "after"]
         trained: dict[str, Any] = {}
@@ -99,10 +100,11 @@ class Workbench:
         def finish() -> None:
             done = steering.recorded
             work = Work(
-                examples=trained["examples"], steps=done.steps, lr=done.lr, norm=done.norm,
+                examples=trained["examples"], steps=done.steps, lr=done.lr, norm=done.norm, mu=plan.pull.mu,
                 loss_before=head.evaluation.get("loss"), results=results,
             )  # fmt: skip
-            full = replace(head, examples=trained["examples"], training=trained["metrics"], steps=done.steps)
+            training = {**trained["metrics"], **personal}
+            full = replace(head, examples=trained["examples"], training=training, steps=done.steps)
             self._prepare(
                 lambda: self.half.prepare(
                     state=state,
@@ -125,7 +127,7 @@ class Workbench:
             self.give_up("DECLINED", "the loop went on without submitting an update")
             return
         for one in later:
-            yield from self._extra(one, terms, start, results)
+            yield from self._extra(one, terms, start, results, personal)
         if later:
             finish()
 
@@ -152,19 +154,24 @@ class Workbench:
         examples = int(metrics.pop("examples", 1))
         return Head(evaluation=metrics, evaluation_examples=examples)
 
-    def _extra(self, one: Pass, terms: Terms, start: Tensors, results: dict[str, Tensors]) -> Iterator[Task]:
-        """One more run of the owner's loop, which is never sent."""
+    def _extra(
+        self, one: Pass, terms: Terms, start: Tensors, results: dict[str, Tensors], personal: dict[str, float]
+    ) -> Iterator[Task]:
+        """One more run of the owner's loop, whose weights are never sent; what it measured is, as `personal.NAME`."""
         model = self.model
+
+        def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
+            personal.update({f"personal.{name}": value for name, value in metrics.items()})
+
         if one.start is not None:
             model.load(Tensors({**start, **one.start}))
-        steering = model.steer(one.pull, start, measure=one.measure, train=None)
-        task = Task(
-            terms, self.client, "measure" if one.measure else "personal", model, steering, lambda *_: None
-        )
+        steering = model.steer(one.pull, start, measure=one.measure, train=one.train)
+        kind: Kind = "measure" if one.measure else "personal"
+        task = Task(terms, self.client, kind, model, steering, hand_in, one.epochs)
         with steering:
             yield task
         results[one.name] = steering.gradient() if one.measure else model.read()
-        if one.when == "before":
+        if one.when == "before" and not one.keep:
             model.load(start)
 
     def _prepare(self, make: Callable[[], Prepared]) -> None:

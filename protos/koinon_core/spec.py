@@ -26,6 +26,7 @@ from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
 from koinon_core.strategy import recipe
 from koinon_core.strategy.protocol import Need, Strategy
+from koinon_core.strategy.robust_sum import robust_parts
 from koinon_core.update import Layout, layout_of
 
 __all__ = ["RunSpec"]
@@ -256,6 +257,12 @@ class RunSpec:
             raise UsageError(
                 f"population = {self.population} is smaller than a round's {self.devices} devices"
             )
+        for rule in robust_parts(strategy):
+            if self.min_clients < rule.fewest:
+                raise UsageError(
+                    f"{type(rule).__name__} needs {rule.fewest} updates, and a round may close with min_clients = "
+                    f"{self.min_clients}; raise min_clients, or lower f"
+                )
         layout = layout_of(
             self.model, strategy, [Section.make(table) for table in self.sections],
             codec="raw" if self.secure else self.codec, bound=self.bound, grid=self.grid_of, secure=self.secure,

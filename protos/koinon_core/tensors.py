@@ -30,6 +30,7 @@ class Tensors(Mapping[str, Array]):
     __slots__ = ("_arrays",)
     # numpy leaves `np.float64(2) * tensors` to us, instead of taking the names for elements.
     __array_ufunc__: ClassVar[None] = None
+    _array: ClassVar[Callable[..., Array]] = staticmethod(np.asarray)
 
     def __init__(
         self, arrays: Mapping[str, ArrayLike] | Iterable[tuple[str, ArrayLike]] = (), *, copy: bool = False
@@ -38,7 +39,7 @@ class Tensors(Mapping[str, Array]):
         self._arrays: dict[str, Array] = {}
         for name, value in items:
             # A view is made read-only, never the caller's own array.
-            array = np.array(value) if copy else np.asarray(value).view()
+            array = np.array(value) if copy else self._array(value).view()
             array.flags.writeable = False
             self._arrays[name] = array
 

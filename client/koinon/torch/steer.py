@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from koinon.models import Recorded
 from koinon_core.errors import LocalProtocolError
-from koinon_core.strategy.protocol import Pull
+from koinon_core.strategy.protocol import Keys, Pull
 from koinon_core.tensors import Tensors
 
 __all__ = ["TorchSteering"]
@@ -33,12 +33,15 @@ class TorchSteering:
         start: Tensors,
         *,
         measure: bool,
-        train: frozenset[str] | None,
+        train: Keys | None,
     ):
         self.recorded = Recorded()
         self._parameters, self._pull, self._start, self._measure = parameters, pull, start, measure
         self._names = {id(p): n for n, p in parameters.items()}
-        self._frozen = [p for n, p in parameters.items() if train is not None and n not in train]
+        # Not those that the owner has frozen: they stay so.
+        self._frozen = [
+            p for n, p in parameters.items() if train is not None and n not in train and p.requires_grad
+        ]
         self._velocity = 0.0
         self._optimizer: Optimizer | None = None
         self._sum: dict[str, torch.Tensor] = {}
@@ -48,6 +51,7 @@ class TorchSteering:
     def __enter__(self) -> "TorchSteering":
         for parameter in self._frozen:
             parameter.requires_grad_(False)
+            parameter.grad = None  # or an optimizer would go on with that of the pass before
         self._handle = register_optimizer_step_pre_hook(self._before_step)
         return self
 

@@ -16,7 +16,7 @@ from torch import nn
 from koinon.torch.steer import TorchSteering
 from koinon_core.errors import UsageError
 from koinon_core.schema import Field, Schema
-from koinon_core.strategy.protocol import Pull
+from koinon_core.strategy.protocol import Keys, Pull
 from koinon_core.tensors import Array, Tensors
 from koinon_core.tiles import TILE
 
@@ -106,9 +106,7 @@ class TorchModel:
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(np.array(weights[name], copy=True)))
 
-    def steer(
-        self, pull: Pull, start: Tensors, *, measure: bool, train: frozenset[str] | None
-    ) -> TorchSteering:
+    def steer(self, pull: Pull, start: Tensors, *, measure: bool, train: Keys | None) -> TorchSteering:
         return TorchSteering(self.parameters, pull, start, measure=measure, train=train)
 
     def descend(self, gradients: Mapping[str, Array], lr: float, steering: Any) -> None:

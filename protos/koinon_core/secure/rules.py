@@ -9,8 +9,8 @@ from koinon_core.secagg.config import MOST_DEVICES, strong
 from koinon_core.sections import Section
 from koinon_core.secure.agreement import ETA, SIGMA, Keys, is_name
 from koinon_core.secure.levels import level_of
-from koinon_core.strategy.chain import Chain
-from koinon_core.strategy.protocol import Base, Need, Strategy
+from koinon_core.strategy.chain import Chain, follows_what_was_sent
+from koinon_core.strategy.protocol import Need, Strategy
 
 __all__ = ["FEWEST", "LARGEST_WEIGHT", "check_fewest", "check_numbers", "check_settings", "check_strategy"]
 
@@ -122,7 +122,7 @@ def check_strategy(strategy: Strategy, codec: str) -> None:
             "= 'open', on a network and a coordinator that you trust with them"
         )
     parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
-    stateful = [type(p).__name__ for p in parts if type(p).commit is not Base.commit]
+    stateful = [type(p).__name__ for p in parts if follows_what_was_sent(p)]
     if level_of(codec).subset > 1 and stateful:
         raise UsageError(
             f"{stateful[0]} keeps a state on each device that follows what was sent, and {codec!r} sends one "

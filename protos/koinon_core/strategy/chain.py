@@ -6,6 +6,7 @@
 Gradient terms add up. At most one part sets the weight, and at most one chooses what is trained.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,9 +27,10 @@ from koinon_core.strategy.protocol import (
     Weight,
     Work,
 )  # fmt: skip
+from koinon_core.strategy.robust import Robust
 from koinon_core.tensors import Tensors
 
-__all__ = ["Chain", "chain"]
+__all__ = ["Chain", "chain", "follows_what_was_sent"]
 
 
 def chain(*parts: Strategy) -> Strategy:
@@ -41,6 +43,11 @@ def chain(*parts: Strategy) -> Strategy:
     return flat[0] if len(flat) == 1 else Chain(tuple(flat))
 
 
+def follows_what_was_sent(part: Strategy) -> bool:
+    """Whether a part keeps a state on devices that what the coordinator counted goes into."""
+    return type(part).commit is not Base.commit and not getattr(type(part), "private", False)
+
+
 @dataclass(frozen=True)
 class Chain(Base):
     """The composition of `parts`, which is a strategy itself. Make it with `chain`."""
@@ -51,6 +58,14 @@ class Chain(Base):
         setters = [type(p).__name__ for p in self.parts if p.weight is not None]
         if len(setters) > 1:
             raise UsageError(f"{' and '.join(setters)} both set the weight of an update; keep one of them")
+        stateful = [type(p).__name__ for p in self.parts if follows_what_was_sent(p)]
+        rescaling = [type(p).__name__ for p in self.parts if p.rescales]
+        if stateful and rescaling:
+            raise UsageError(
+                f"{stateful[0]} keeps a state on devices that follows what was sent, and {rescaling[0]} sends it in "
+                "other units; keep one of them"
+            )
+        _check_robust(self.parts)
         twice = [n for n, k in Counter(n for p in self.parts for n in p.totals()).items() if k > 1]
         if twice:
             raise UsageError(f"two parts of the chain sum a total called {twice[0]!r}; rename one")
@@ -66,6 +81,10 @@ class Chain(Base):
     @property
     def elementwise(self) -> bool:  # type: ignore[override]  # of its parts
         return all(p.elementwise for p in self.parts)
+
+    @property
+    def rescales(self) -> bool:  # type: ignore[override]  # of its parts
+        return any(p.rescales for p in self.parts)
 
     def local(self, schema: Schema) -> frozenset[str]:
         return frozenset().union(*(p.local(schema) for p in self.parts))
@@ -125,6 +144,31 @@ class Chain(Base):
         for i in reversed(range(len(self.parts))):
             agg, states[i] = self.parts[i].server(_part(s, i), agg, rng)
         return agg, _pack(states)
+
+
+def _check_robust(parts: tuple[Strategy, ...]) -> None:
+    """UsageError for what does not go together with rules that look at each update by itself."""
+    rules = [part for part in parts if isinstance(part, Robust)]
+    for above, below in itertools.pairwise(rules):
+        if below.leaves_one:
+            raise UsageError(
+                f"{type(below).__name__} leaves one update, and {type(above).__name__} above it would have none to "
+                "compare; keep one of them, or change their order"
+            )
+    if not rules:
+        return
+    name = type(rules[0]).__name__
+    for part in parts:
+        if part.totals():
+            raise UsageError(
+                f"{type(part).__name__} needs plain sums, which one liar can move as far as it likes, beside {name}; "
+                "keep one of them"
+            )
+        if follows_what_was_sent(part):
+            raise UsageError(
+                f"{type(part).__name__} keeps a state on devices that follows what was counted, and {name} may leave "
+                "an update out; keep one of them"
+            )
 
 
 def _pack(states: list[State]) -> State:

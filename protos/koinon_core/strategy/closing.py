@@ -21,6 +21,7 @@ from koinon_core.fold import Staged, Sum
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
 from koinon_core.strategy.protocol import Agg, Need, State, Strategy
+from koinon_core.strategy.robust_sum import RobustSum, robust_parts
 from koinon_core.strategy.shape import Shape, keeps_shape, put_all, put_tile, state_tile
 from koinon_core.tensors import Array, Tensors
 from koinon_core.tiles import Held, Sink, Source, gather, spans
@@ -104,7 +105,14 @@ class _Opened:
         self.totals = _totals(strategy, contributions)
         self.count, self.weight = len(given), float(sum(s.weight for s in given))
         self.evaluated = sum(bool(c.head.evaluation) for c in contributions)
-        self._sum = Sum(given, layout.update, layout.how)
+        rules = robust_parts(strategy)
+        self._sum: Sum | RobustSum = Sum(given, layout.update, layout.how)
+        if rules:
+            # The order of equals is by name, not of arrival; and nobody weighs more than another.
+            given = [Staged(1, c.reader) for c in sorted(contributions, key=lambda c: c.client) if c.reader]
+            self.weight = float(len(given))
+            params = [f"delta/{f.name}" for f in layout.params]
+            self._sum = RobustSum(rules, given, layout.update, layout.how, params)
         self._numbers = numbers_of(strategy, terms, contributions)
 
     def values(self, name: str, offset: int) -> Array:

@@ -1,5 +1,5 @@
 """Against client drift: FedProx (Li et al. 2020, arXiv:1812.06127), SCAFFOLD (Karimireddy et al. 2020,
-arXiv:1910.06378)."""
+arXiv:1910.06378), FedDyn (Acar et al. 2021, arXiv:2111.04263)."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from koinon_core.strategy.protocol import (
 from koinon_core.strategy.registry import register
 from koinon_core.tensors import Tensors
 
-__all__ = ["FedProx", "Prox", "Scaffold"]
+__all__ = ["FedDyn", "FedProx", "Prox", "Scaffold"]
 
 
 @register
@@ -115,3 +115,48 @@ class Scaffold(Base):
     def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:
         c = s["c"] + agg.extra["control"] * (agg.count / agg.population)
         return replace(agg, mean=agg.mean * self.lr), {"c": c}
+
+
+@register
+@dataclass(frozen=True)
+class FedDyn(Base):
+    """A dynamic regulariser: each device minimises f_i(y) - <g_i, y> + alpha/2 |y - w|^2, by local steps with the
+    gradient g - g_i + alpha (y - w), and moves g_i by -alpha Delta_i. The server keeps h, moved by
+    -alpha/N sum(Delta_i), and takes w += U(Delta) - h/alpha.
+
+    Devices count the same (`uniform`; the authors' code weighs alpha by examples instead), and a device's g_i is part
+    of the server's h, so the run must say its population, and a device that lost its memory is left out. Traffic is
+    FedAvg's; state: h at the coordinator, g_i on each device.
+    """
+
+    elementwise: ClassVar[bool] = True
+    weight: ClassVar[Weight | None] = "uniform"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.POPULATION, Need.MEMORY, Need.NORM})
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise UsageError(f"FedDyn's alpha must be above 0, it is {self.alpha}")
+
+    def init(self, w: Tensors, population: int) -> State:
+        return {"h": w.zeros()}
+
+    def begin(self, d: State, down: State, w: Tensors) -> Plan:
+        return Plan(Pull(mu=self.alpha, shift=-d["g"] if d else None))
+
+    def finish(self, d: State, down: State, work: Work, up: Up) -> Up:
+        if not math.isfinite(work.norm):
+            raise LocalProtocolError(
+                "FedDyn's gradient term is part of what SGD minimises, and an adaptive optimizer rescales it; train "
+                "with SGD (plain or with momentum), or take another strategy"
+            )
+        return up
+
+    def commit(self, d: State, down: State, work: Work, up: Up, sent: Up) -> State:
+        own = d["g"] if d else up.delta.zeros()
+        # What the server takes into h, not what was computed here.
+        return {"g": own - sent.delta * self.alpha}
+
+    def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:
+        h = s["h"] - agg.mean * (self.alpha * agg.count / agg.population)
+        return replace(agg, mean=agg.mean - h / self.alpha), {"h": h}

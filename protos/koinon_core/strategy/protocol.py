@@ -16,6 +16,7 @@ A strategy sees the trained parameters only. BatchNorm statistics and counters g
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,7 +25,7 @@ from koinon_core.schema import Schema
 from koinon_core.tensors import Tensors
 
 __all__ = [
-    "Agg", "Base", "Need", "Pass", "Plan", "Pull", "Rng", "State", "Strategy", "Up", "Weight", "Work",
+    "Agg", "Base", "Keys", "Need", "Pass", "Plan", "Pull", "Rng", "State", "Strategy", "Up", "Weight", "Work",
 ]  # fmt: skip
 
 State = Mapping[str, Tensors]
@@ -46,6 +47,17 @@ class Need(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of tensors, by shell patterns: those that match one, or with `others` those that match none."""
+
+    patterns: tuple[str, ...]
+    others: bool = False
+
+    def __contains__(self, name: object) -> bool:
+        return any(fnmatchcase(str(name), pattern) for pattern in self.patterns) is not self.others
+
+
+@dataclass(frozen=True, slots=True)
 class Pull:
     """A gradient term as data: the local optimizer uses g + mu (y - w) + shift, with w the round's model."""
 
@@ -62,14 +74,18 @@ class Pull:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """One more run of the owner's loop whose result is never sent. `start` None goes on from the last weights;
-    with `measure`, the weights stay as they are and the result is the mean gradient. `name` finds the result in
-    `Work.results`."""
+    with `measure`, the weights stay as they are and the result is the mean gradient. With `keep`, what a pass before
+    the training made of the weights stays in them. `train` and `epochs` (the task's) where they differ from the
+    training's. `name` finds the result in `Work.results`."""
 
     name: str
     when: Literal["before", "after"] = "after"
     start: Tensors | None = None
     pull: Pull = Pull()
     measure: bool = False
+    keep: bool = False
+    train: Keys | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +94,20 @@ class Plan:
 
     pull: Pull = Pull()
     passes: tuple[Pass, ...] = ()
-    train: frozenset[str] | None = None
+    train: Keys | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What the local training was, as the optimizer hook recorded it. `norm` is FedNova's |a|_1 (NaN where the
-    optimizer has none), `lr` the first step's learning rate, `results` what each pass gave, by its name."""
+    optimizer has none), `lr` the first step's learning rate, `mu` that of the gradient term, `results` what each pass
+    gave, by its name."""
 
     examples: int
     steps: int = 0
     lr: float = 0.0
     norm: float = 0.0
+    mu: float = 0.0
     loss_before: float | None = None
     results: Mapping[str, Tensors] = field(default_factory=dict)
 
@@ -129,6 +147,8 @@ class Strategy(Protocol):
     def needs(self) -> frozenset[Need]: ...
     @property
     def elementwise(self) -> bool: ...
+    @property
+    def rescales(self) -> bool: ...
     def local(self, schema: Schema) -> frozenset[str]: ...
     def extra(self, schema: Schema) -> Mapping[str, Schema]: ...
     def totals(self) -> Mapping[str, float]: ...
@@ -149,13 +169,17 @@ class Base:
     declines. `weight` is None for parts that leave the weighting to another part of the chain. `elementwise`
     promises that `init`, `down` and `server` treat every element alike, so that they may be called with any part of a
     tensor, flattened: the coordinator then never holds more than a tile, however large the model is. Without that
-    promise they get whole tensors, and all of them at once.
+    promise they get whole tensors, and all of them at once. `rescales` says that what `finish` makes is in other units
+    than weights, so that no part of the chain may keep a state on devices that follows what was sent. `private` says
+    that what `commit` keeps does not: it never looks at `sent`.
     """
 
     revision: ClassVar[int] = 1
     weight: ClassVar[Weight | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
     elementwise: ClassVar[bool] = False
+    rescales: ClassVar[bool] = False
+    private: ClassVar[bool] = False
 
     def local(self, schema: Schema) -> frozenset[str]:
         """Names that never leave the device."""

@@ -1,18 +1,24 @@
 """The strategies that this process knows, by name.
 
 A run's strategy is stored and sent as a name and fields, never as code. Both ends look the name up here; an
-owner adds their own with `@koinon.register` in a module that they load themselves (`--plugin MODULE`).
+owner adds their own with `@koinon.register` in a module that they load themselves (`--plugin MODULE`), or in a package
+that says so when it is installed, by an entry point of the group `koinon.strategies` (NAME = "PACKAGE.MODULE:CLASS").
+Its strategies are then called PACKAGE.MODULE.CLASS, or NAME for short. It is imported when its name is first asked for.
 """
 
 import importlib
 from collections.abc import Iterable
 from dataclasses import is_dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from koinon_core.errors import NotFound, UsageError
 
-__all__ = ["known", "load_plugins", "lookup", "name_of", "register"]
+__all__ = ["GROUP", "known", "load_plugins", "lookup", "name_of", "register"]
 
+GROUP = "koinon.strategies"
+"""The group of entry points by which an installed package adds strategies."""
 _BUILT_IN = "koinon"
 _KNOWN: dict[str, type[Any]] = {}
 Kind = TypeVar("Kind", bound=type)
@@ -39,17 +45,41 @@ def name_of(kind: type[Any]) -> str:
 def lookup(name: str) -> type[Any]:
     """The strategy class called `name`; a bare name is one of ours."""
     full = name if "." in name else f"{_BUILT_IN}.{name}"
-    if full not in _KNOWN:
-        raise NotFound(
-            f"there is no strategy {full!r} here (there are {', '.join(known())}); if it is the owner's own, "
-            "start both ends with --plugin MODULE"
-        )
-    return _KNOWN[full]
+    if full in _KNOWN:
+        return _KNOWN[full]
+    for point in _installed():
+        if name in (point.name, point.value.replace(":", ".")):
+            return _imported(point)
+    near = get_close_matches(full, known(), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise NotFound(
+        f"there is no strategy {full!r} here{hint} (there are {', '.join(known())}); if it is the owner's own, install "
+        "its package at both ends, or start them with --plugin MODULE"
+    )
 
 
 def known() -> list[str]:
-    """All names, sorted."""
-    return sorted(_KNOWN)
+    """All names, sorted; of what is installed and not imported yet, too."""
+    return sorted(_KNOWN.keys() | {point.value.replace(":", ".") for point in _installed()})
+
+
+def _installed() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
+
+
+def _imported(point: EntryPoint) -> type[Any]:
+    try:
+        kind = point.load()
+    except Exception as error:  # whatever another's module does when it is imported
+        raise UsageError(
+            f"the strategy {point.name!r} of an installed package cannot be imported ({point.value}: {error!r}); its "
+            "author must mend that, or uninstall it"
+        ) from error
+    if kind not in _KNOWN.values():
+        raise UsageError(
+            f"{point.value} is no registered strategy: its author must put @koinon.register above it"
+        )
+    return kind  # type: ignore[no-any-return]  # it is among those that were registered
 
 
 def load_plugins(modules: Iterable[str]) -> None:

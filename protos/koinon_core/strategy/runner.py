@@ -85,6 +85,8 @@ class LocalHalf:
         """The update from weights `start` to `end`, written into `draft`. BadUpdate, in one sentence, if it may not be
         sent. `scratch` has room for what a secure round needs to read more than once."""
         layout, mine = self.layout.under(terms), _without_sdk(state)
+        if terms.aggregation == "secure":  # what is over counts for as many
+            work = replace(work, examples=min(work.examples, terms.max_examples))
         changes = Made(lambda name, offset: _change(layout, start, end, name, offset))
         learned, up = None, Up(Tensors())
         if not self.light:

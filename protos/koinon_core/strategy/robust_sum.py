@@ -1,0 +1,104 @@
+"""What a round's updates come to by robust rules: the aggregate of an open round whose strategy has some.
+
+First the inner products of all updates are taken, tile by tile, and the factors by which they are mixed follow from
+them; then every tile is mixed and joined when it is asked for. Resident: one tile of each update, in float64.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from koinon_core import exact
+from koinon_core.errors import BadBlob
+from koinon_core.fold import Staged, Sum, Ways, counted
+from koinon_core.schema import Schema
+from koinon_core.strategy.chain import Chain
+from koinon_core.strategy.protocol import Strategy
+from koinon_core.strategy.robust import F64, Robust
+from koinon_core.tensors import Array
+from koinon_core.tiles import spans
+
+__all__ = ["RobustSum", "robust_parts"]
+
+
+def robust_parts(strategy: Strategy) -> list[Robust]:
+    """The robust rules of a strategy, in the order in which they are taken."""
+    parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
+    return [part for part in reversed(parts) if isinstance(part, Robust)]
+
+
+class RobustSum:
+    """A source of every section, as `koinon_core.fold.Sum` is. `params` are the sections that devices are judged by;
+    others that are averaged go the same way, and what is joined by another rule does not."""
+
+    def __init__(
+        self,
+        rules: Sequence[Robust],
+        staged: Sequence[Staged],
+        schema: Schema,
+        how: Ways,
+        params: Sequence[str],
+    ):
+        hungry = max(rules, key=lambda rule: rule.fewest)
+        if len(staged) < hungry.fewest:
+            raise BadBlob(
+                f"{type(hungry).__name__} needs {hungry.fewest} updates, and there are {len(staged)}"
+            )
+        self._rules, self._staged, self._schema, self._how = rules, staged, schema, how
+        self._params, self._plain = params, Sum(staged, schema, how)
+        self._digests: dict[tuple[str, int], bytes] = {}
+
+    def values(self, name: str, offset: int) -> Array:
+        if self._how[name].rule != "mean":
+            joined: Array = self._plain.values(name, offset)
+        else:
+            joined = self._joined(self._tile(name, offset))
+        if (name, offset) not in self._digests:
+            little = joined.astype(joined.dtype.newbyteorder("<"), copy=False)
+            self._digests[name, offset] = hashlib.sha256(np.ascontiguousarray(little).data).digest()
+        return joined
+
+    def digest(self, numbers: bytes) -> str:
+        """The SHA-256 over `numbers` and the SHA-256 of every tile of what came of it, in the order of the update's
+        schema."""
+        whole = hashlib.sha256(numbers)
+        for field in self._schema:
+            for offset, _ in spans(field):
+                if (field.name, offset) not in self._digests:
+                    self.values(field.name, offset)
+                whole.update(self._digests[field.name, offset])
+        return whole.hexdigest()
+
+    def _tile(self, name: str, offset: int) -> F64:
+        way = self._how[name]
+        return np.stack([counted(one.reader.tile(name, offset), way, name) for one in self._staged])
+
+    def _joined(self, tile: F64) -> Array:
+        factors, last = self._factors
+        mixed = tile if factors is None else exact.mixed(factors, tile)
+        if last is not None:
+            return last.combine(mixed)
+        total = np.zeros(mixed.shape[1])
+        for row in mixed:
+            total += row
+        return total / len(mixed)
+
+    @cached_property
+    def _factors(self) -> tuple[F64 | None, Robust | None]:
+        """By what updates are mixed (None: not at all), and the rule that then joins coordinates."""
+        last = self._rules[-1] if self._rules[-1].coordinates else None
+        mixing = [rule for rule in self._rules if not rule.coordinates]
+        if not mixing:
+            return None, last
+        products = exact.Gram(len(self._staged))
+        for name in self._params:
+            for offset, _ in spans(self._schema.by_name[name]):
+                products.add(self._tile(name, offset))
+        gram, factors = products.value, np.eye(len(self._staged))
+        for rule in mixing:
+            rows = rule.mix(gram)
+            factors = exact.mixed(rows, factors)
+            gram = exact.mixed(rows, np.ascontiguousarray(exact.mixed(rows, gram).T))
+        return factors, last
