@@ -62,6 +62,10 @@ class Port(Protocol):
         """Hand the device a message, and let it run until it waits again."""
         ...
 
+    def reconnect(self) -> None:
+        """Give the device a new stream, in which it asks where things stand."""
+        ...
+
 
 class House:
     """The simulated coordinator: the run's machine and what the driver does around it, in memory."""
@@ -89,6 +93,7 @@ class House:
         self.models = [self.machine.model]
         self._made_by = 0
         self._silent: dict[str, int] = {}
+        self._arrives: dict[str, float] = {}
         self._ticking: float | None = None
 
     def _keep(self, blob: bytes) -> str:
@@ -103,9 +108,17 @@ class House:
 
     def hear(self, link: Port, message: pb.DeviceMessage, blob: bytes) -> None:
         """A device said something: it arrives after the world's delay, if at all."""
-        delay = self.world.random.uniform(0, self.faults.delay) if self.faults.delay else 0.0
+        now, delay = self.world.now, 0.0
+        if self.faults.delay:
+            delay = self.world.random.uniform(0, self.faults.delay)
         if not self._lost(link.client, message):
-            self.world.after(delay, lambda: self._receive(link, message, blob))
+            # On one stream, nothing overtakes what was sent before it.
+            arrives = self._arrives[link.client] = max(self._arrives.get(link.client, now), now + delay)
+            self.world.at(arrives, lambda: self._receive(link, message, blob))
+        elif message.WhichOneof("says") == "answer":
+            # A stream loses nothing but by being cut, and whoever was cut off comes back and asks. It does so when
+            # nobody waits for the update any more, or this one would arrive after all.
+            self.world.after(self.spec.lease + 1.0, link.reconnect)
 
     def _lost(self, client: str, message: pb.DeviceMessage) -> bool:
         """Whether it never arrives: an update, or a word for a secure sum and all that come after it."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from koinon.session import Session
 from koinon.simulated.coordinator import House
 from koinon_core.blob import Blob
+from koinon_core.errors import NotFound
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Client", "Device"]
@@ -45,6 +46,8 @@ class MemoryLink:
             self._house.hear(self, pb.DeviceMessage(answer=answer), blob.bytes())
 
     def fetch(self, content: pb.Content, into: Path | None = None) -> Blob:
+        if content.digest not in self._house.contents:
+            raise NotFound(f"the model of a round that is over ({content.digest[:12]}) is gone")
         return Blob.of(self._house.contents[content.digest])
 
     def wait(self, take: Callable[[float], T]) -> T:
@@ -67,6 +70,13 @@ class MemoryLink:
         assert self.receiver is not None
         self.receiver.heard(message)
         self.resume()
+
+    def reconnect(self) -> None:
+        """The stream was cut, and there is a new one. Called by the coordinator, in virtual time."""
+        if not self.ended:
+            assert self.receiver is not None
+            self.receiver.connected()
+            self.resume()
 
     def resume(self, go_on: bool = True) -> None:
         """Let the device's thread run until it waits again, or ends."""

@@ -32,7 +32,11 @@ class World:
 
     def after(self, delay: float, action: Callable[[], None]) -> None:
         """Plan `action` in `delay` virtual seconds."""
-        heapq.heappush(self._heap, (self.now + delay, next(self._count), action))
+        self.at(self.now + delay, action)
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Plan `action` for a virtual time; what is planned for the same time happens in the order of planning."""
+        heapq.heappush(self._heap, (when, next(self._count), action))
 
     def step(self) -> bool:
         """Let the next thing happen; False if nothing is planned."""
