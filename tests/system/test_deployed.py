@@ -37,6 +37,9 @@ CASES = {
     "fedprox": (koinon.FedProx(mu=0.5), toy.TAU, 60, {}, 1.058681508377),
     "scaffold one": (koinon.Scaffold(option=1), (10,) * 4, 200, {}, toy.UNIFORM),
     "scaffold two": (koinon.Scaffold(), (10,) * 4, 200, {}, toy.UNIFORM),
+    "fednova": (koinon.FedNova(), toy.TAU, 60, {}, toy.NOVA),
+    "feddyn": (koinon.FedDyn(alpha=1.0), (300,) * 4, 120, {}, toy.UNIFORM),
+    "ditto": (koinon.chain(koinon.FedAvg(), koinon.Ditto(lam=0.7)), toy.TAU, 60, {}, 1.058199564099),
     "scaffold, half of them, clipped": (
         koinon.chain(koinon.Scaffold(), koinon.Clip(3.0)), (10,) * 4, 300, {"min_clients": 2, "clients": 2},
         toy.UNIFORM,
