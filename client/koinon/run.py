@@ -17,6 +17,7 @@ from koinon_core.strategy import FedAvg, Strategy, recipe
 from koinon_core.tensors import Tensors
 
 if TYPE_CHECKING:
+    from koinon.best import BestModel
     from koinon.operator import Operator
 
 __all__ = ["Run", "RunHandle", "read_model"]
@@ -101,6 +102,14 @@ class RunHandle:
         """What happened, round by round (koinon.v1.RoundInfo)."""
         with self._operator() as operator:
             return list(operator.get(self.id).rounds)
+
+    def best(self) -> "BestModel":
+        """(round, metric, value) of the best model so far, by the run's [best], or by the smallest eval.loss; its
+        weights are `model(best().round)`. NotFound while nothing was measured."""
+        from koinon.best import best_of
+
+        with self._operator() as operator:
+            return best_of(operator.get(self.id))
 
     def updates(self, round_: int | None = None) -> list[Any]:
         """What is known of the updates, of a round or of all (koinon.v1.UpdateInfo), by round and device."""

@@ -18,7 +18,7 @@ from koinon_core.draft import Draft
 from koinon_core.errors import BadBlob, BadUpdate, LocalProtocolError, NotFound
 from koinon_core.round.terms import Terms
 from koinon_core.spec import RunSpec
-from koinon_core.strategy.protocol import Pass, Plan, State, Work
+from koinon_core.strategy.protocol import Need, Pass, Plan, State, Work
 from koinon_core.strategy.runner import LocalHalf, Prepared
 from koinon_core.strategy.shape import shape_of
 from koinon_core.tensors import Tensors
@@ -145,6 +145,9 @@ class Workbench:
     def _evaluate(self, terms: Terms) -> Head | None:
         """What the owner's `evaluate` says of the round's weights. None if the round wants that and nothing else,
         and there is none."""
+        due = self.spec.evaluates_in(terms.round) or Need.LOSS_BEFORE in self.half.strategy.needs
+        if terms.kind == "train" and not due:
+            return Head()
         if self.evaluate is None:
             if terms.kind == "evaluate":
                 self.give_up("DECLINED", "this device does not evaluate")

@@ -70,13 +70,14 @@ def read(store: Store, row: RunRow) -> Book:
     spec = RunSpec.decode(row.spec)
     version = store.latest_model(row.id)
     _, links = store.standing(row.id, max(1, row.number - 8))
+    best = spec.watch.over(store.measured(row.id, spec.watch.metric)) if spec.watch is not None else None
     # The row's status and kind are text to the type checker; they were written from a Run.
     run = Run(
         id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights,
-        tuning=version.tuning, status=row.status,  # type: ignore[arg-type]  # see above
+        tuning=version.tuning, best=best, status=row.status,  # type: ignore[arg-type]  # see above
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]  # see above
         head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
-        beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluated(row.id, version.round),
+        beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluators(row.id, spec.evaluate_every),
         round=rebuild(store.events(row.id, row.number)) if row.number else None,
     )  # fmt: skip
     kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))

@@ -109,7 +109,7 @@ class Ledger:
             self._enter(book, change, "anchored", {"model": book.version.digest})
         about = {"epoch": self.epoch, "owner": self._store.owner, "away": fact.away}
         self._enter(book, change, "taken up", about)
-        book.kept, change.scrub = book.kept.after(book.run.spec, book.run.number - 1)
+        book.kept, change.scrub = book.kept.after(book.run.spec, book.run.number - 1, book.run.best)
         change.opened = self._left_over(book.run)
         items = [Item(fact)]
         r = book.run.round
@@ -330,7 +330,7 @@ class Ledger:
         ]
         about = {"facts": facts_of(r), "head": book.run.head, "reason": close.reason, "devices": people}
         self._enter(book, change, "ended", about)
-        book.kept, scrub = book.kept.after(book.run.spec, close.round)
+        book.kept, scrub = book.kept.after(book.run.spec, close.round, book.run.best)
         earlier = change.scrub
         change.scrub = replace(
             scrub, updates=earlier.updates + scrub.updates, states=earlier.states + scrub.states,
@@ -385,7 +385,7 @@ class Ledger:
         version, evaluated = closed.version, closed.evaluated
         fact = runs.Folded(
             self._clock(), number, version.digest, version.down, version.state, closed.sum, evaluated,
-            version.weights, version.tuning,
+            version.weights, version.tuning, self.plan.spec.watched(closed.metrics, number, book.version.round),
         )  # fmt: skip
         return Item(fact, closed=closed, fold_s=fact.at - begun)
 

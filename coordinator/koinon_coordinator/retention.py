@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from koinon_coordinator.store import ModelVersion, Scrub
+from koinon_core.flow.best import Found
 from koinon_core.spec import RunSpec
 
 __all__ = ["Kept"]
@@ -21,8 +22,8 @@ class Kept:
     def with_version(self, version: ModelVersion) -> "Kept":
         return replace(self, versions=(*self.versions, version))
 
-    def after(self, spec: RunSpec, number: int) -> tuple["Kept", Scrub]:
-        """What is still kept once round `number` is over, and what goes.
+    def after(self, spec: RunSpec, number: int, best: Found | None = None) -> tuple["Kept", Scrub]:
+        """What is still kept once round `number` is over, and what goes. The best model so far stays.
 
         The updates of a round are of use only together with the state that it stood on, so both go together. The
         newest model and its state always stay. Rounds that made no model leave gaps: what is kept for a round is the
@@ -31,7 +32,8 @@ class Kept:
         updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept)
         rounds = tuple(n for n in self.rounds if n not in updates)
         states = tuple(v for v in self._unused(number - spec.updates_kept) if v.state or v.down or v.delta)
-        models = self._unused(number - spec.models_kept)
+        unused = self._unused(number - spec.models_kept)
+        models = tuple(v for v in unused if best is None or v.round != best.round)
         bare = {v.round for v in states}
         versions = tuple(
             replace(v, state="", down="", delta="", base="") if v.round in bare else v

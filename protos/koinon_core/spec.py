@@ -15,6 +15,8 @@ from typing import Any, Self, cast, get_args
 from koinon_core import codecs
 from koinon_core.canonical import canonical, digest_of
 from koinon_core.errors import UsageError
+from koinon_core.flow.best import Best
+from koinon_core.flow.schedule import check_schedules
 from koinon_core.fold import grid_for
 from koinon_core.round.terms import Aggregation, Kind
 from koinon_core.schema import Schema
@@ -64,10 +66,13 @@ class RunSpec:
     population      all devices of the federation, for strategies that need it
     patience        abandoned rounds in a row after which the run fails
     evaluate        whether the last model is evaluated by the devices too
+    evaluate_every  devices evaluate the model that a round begins with in every such round, the first included
+    best            by which metric the best model is known, and when to stop early (koinon_core.flow.best)
     retention       how long updates, and the states that are needed to sum them again, are kept after their round:
                     "keep", "none", or "N rounds" (evaluations and abandoned rounds are rounds too). Secure: "none"
     models          the same for models; the newest is always kept
-    config          the owner's own settings, handed to the devices as `task.config`
+    config          the owner's own settings, handed to the devices as `task.config`; a table with a `schedule` is a
+                    number that changes from round to round (koinon_core.flow.schedule)
     keys            secure: exchanged by devices that have finished ("ready"), or before they train ("early")
     attempts        secure: how often a sum is tried in one round
     gamma, delta    secure: the share of devices that may be corrupt, and that may drop out after keys are exchanged
@@ -110,6 +115,8 @@ class RunSpec:
     phase: float = 30.0
     clip: float = 16.0
     metrics: tuple[str, ...] = ("loss", "accuracy")
+    evaluate_every: int = 1
+    best: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -154,7 +161,16 @@ class RunSpec:
             raise UsageError("an open round has one group; groups belong to secure aggregation")
         if not isinstance(self.config, Mapping):
             raise UsageError(f"the run's [config] must be a table, not {type(self.config).__name__}")
-        for name in ("strategy", "schema", "config"):
+        check_schedules(self.config)
+        object.__setattr__(self, "best", dict(self.best) if isinstance(self.best, Mapping) else self.best)
+        if self.watch is not None and self.secure:
+            name = self.watch.metric.partition(".")[2]
+            if name not in self.metrics:
+                raise UsageError(
+                    f"the best model is to be known by {self.watch.metric!r}, and a secure run sums only the metrics "
+                    f"that it names; add {name!r} to metrics"
+                )
+        for name in ("strategy", "schema", "config", "best"):
             try:
                 canonical(getattr(self, name))
             except (TypeError, ValueError, RecursionError) as error:
@@ -163,7 +179,7 @@ class RunSpec:
     def _check_numbers(self) -> None:
         at_least = {
             "rounds": 1, "min_clients": 1, "max_clients": 1, "max_examples": 1, "patience": 1, "seed": 0,
-            "over_selection": 1, "join_wait": 0, "groups": 1,
+            "over_selection": 1, "join_wait": 0, "groups": 1, "evaluate_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -207,6 +223,23 @@ class RunSpec:
         if self.clients is None:
             return self.max_clients
         return math.ceil(self.clients * self.over_selection)
+
+    @cached_property
+    def watch(self) -> Best | None:
+        """By what the best model is known, if that is asked for."""
+        return Best.make(self.best)
+
+    def watched(self, metrics: Mapping[str, float], round_: int, model: int) -> tuple[int, float] | None:
+        """What is watched of the metrics of `round_`, which began with the model of round `model`: the round whose
+        model it is about, and its value. None where nothing is, or it was not measured."""
+        value = metrics.get(self.watch.metric, math.nan) if self.watch is not None else math.nan
+        if not math.isfinite(value):
+            return None
+        return (model if self.watch is not None and self.watch.metric.startswith("eval.") else round_), value
+
+    def evaluates_in(self, round_: int) -> bool:
+        """Whether devices evaluate the model that a round which trains begins with."""
+        return (round_ - 1) % self.evaluate_every == 0
 
     @cached_property
     def updates_kept(self) -> float:
@@ -342,6 +375,7 @@ _SHARES = ("gamma", "delta", "phase", "clip")
 _LATER = {
     "retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta", "keys": "ready", "attempts": 3,
     "gamma": 0.05, "delta": 0.10, "hardened": False, "phase": 30.0, "clip": 16.0, "metrics": ("loss", "accuracy"),
+    "evaluate_every": 1, "best": {},
 }  # fmt: skip
 
 

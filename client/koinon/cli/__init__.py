@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from koinon.cli import audit, client, demo, device, enrol, operators, roster, runs, token, updates
+from koinon.cli import audit, client, compare, demo, device, enrol, operators, roster, runs, token, updates
 from koinon_core import __version__
 from koinon_core.errors import KoinonError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+runs.app.command(epilog="Example: koinon run compare plain prox --plot curves.png")(compare.compare)
 app.add_typer(runs.app, name="run", help="Create, watch, explain, control and export runs.")
 app.add_typer(
     updates.app, name="update", help="List updates: what they weigh, what they lost, what became of them."

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from koinon.best import best_of
 from koinon.cli.output import (
     Address,
     AsJson,
@@ -381,6 +382,9 @@ def export(
         int | None,
         typer.Option("--round", min=0, max=(1 << 63) - 1, help="A round's model; default: the newest."),
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The best one, by the run's [best] or the smallest eval.loss.")
+    ] = False,
     address: Address = None,
     credentials: Credentials = None,
     insecure: Insecure = None,
@@ -391,8 +395,10 @@ def export(
 
     if not to.parent.is_dir():
         raise UsageError(f"there is no folder {to.parent} to write {to.name} to")
+    if best and round_ is not None:
+        raise UsageError("--best finds the round itself; leave --round out")
     with Operator(address, credentials, insecure=insecure) as operator:
-        number, model = operator.model(name, round_)
+        number, model = operator.model(name, best_of(operator.get(name)).round if best else round_)
     metadata = {"koinon.run": name, "koinon.round": str(number)}
     try:
         save_file({n: a.copy() for n, a in model.items()}, to, metadata=metadata)

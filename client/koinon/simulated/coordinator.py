@@ -286,6 +286,7 @@ class House:
             return runs.Spoiled(now, number, str(error), error.blamed)
         except KoinonError as error:
             return runs.Unfoldable(now, number, f"made no model: {error}")
+        watched = self.spec.watched(made.metrics, number, self._made_by)
         for name, value in made.metrics.items():
             about = self._made_by if name.startswith("eval.") else number
             self.metrics.setdefault(about, {})[name] = value
@@ -296,7 +297,7 @@ class House:
             self._down = self._keep(codec.encode(down.tensors, self.shape.down)) if self.shape.down else ""
         return runs.Folded(
             now, number, self.models[-1], self._down, sum=made.sum, evaluated=self._evaluated(r, accepted),
-            weights=made.weights or self.machine.weights, tuning=made.tuning,
+            weights=made.weights or self.machine.weights, tuning=made.tuning, watched=watched,
         )  # fmt: skip
 
     def _close(self, r: Round, accepted: Sequence[str], into: Into) -> Closing:

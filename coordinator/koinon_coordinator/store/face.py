@@ -279,9 +279,13 @@ class Store:
     def verdict(self, run: str, round_: int, client: str) -> tuple[Verdict, str]:
         return self._read("verdict", partial(queries.verdict, run=run, round_=round_, client=client))
 
-    def evaluated(self, run: str, round_: int) -> int:
-        """How many of the updates that a round counted had evaluated its model."""
-        return self._read("evaluated", partial(queries.evaluated, run=run, round_=round_))
+    def evaluators(self, run: str, every: int) -> int:
+        """How many evaluated in the last summed round of those that do, every `every`th."""
+        return self._read("evaluators", partial(queries.evaluators, run=run, every=every))
+
+    def measured(self, run: str, name: str) -> list[tuple[int, float]]:
+        """(round, value) of one metric, in the order of rounds."""
+        return self._read("measured", partial(queries.measured, run=run, name=name))
 
     def last_counted(self, run: str, client: str) -> int:
         return self._read("last counted", partial(queries.last_counted, run=run, client=client))

@@ -148,6 +148,21 @@ def evaluated(tx: Connection, run: str, round_: int) -> int:
     return sum(bool(head["evaluation"]) for head in heads)
 
 
+def measured(tx: Connection, run: str, name: str) -> list[tuple[int, float]]:
+    """(round, value) of one metric, in the order of rounds."""
+    m = rows_of(models.Metric).c
+    found = tx.execute(select(m.round, m.value).where(m.run == run, m.name == name).order_by(m.round))
+    return [(number, value) for number, value in found]
+
+
+def evaluators(tx: Connection, run: str, every: int) -> int:
+    """How many evaluated in the last round that was summed of those that evaluate, every `every`th."""
+    r = rows_of(models.Round).c
+    mine = (r.run == run) & (r.stage == "closed") & (r.kind == "train") & ((r.number - 1) % every == 0)
+    last = tx.execute(select(func.max(r.number)).where(mine)).scalar()
+    return evaluated(tx, run, last) if last else 0
+
+
 def events(tx: Connection, run: str, round_: int) -> list[Event]:
     """The stored events of a round, in order."""
     table = rows_of(models.Event).c

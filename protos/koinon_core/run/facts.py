@@ -86,7 +86,9 @@ class Opening:
 class Folded:
     """The answer to `Fold`: the next model (and what of the strategy's state devices get) is durable. `state` and
     `sum` as in the round's event; `evaluated` of the summed updates evaluated the model that the round began with;
-    `weights` is the digest of the model's tensors, `tuning` what the next secure round is sized by."""
+    `weights` is the digest of the model's tensors, `tuning` what the next secure round is sized by. `watched` is the
+    metric by which the run's best model is known (koinon_core.flow.best): the round whose model it is about, and its
+    value."""
 
     at: float
     round: int
@@ -97,6 +99,7 @@ class Folded:
     evaluated: int = 0
     weights: str = ""
     tuning: str = ""
+    watched: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

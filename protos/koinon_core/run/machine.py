@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from koinon_core import history
 from koinon_core.canonical import digest_of, sha256
+from koinon_core.flow.best import Found
+from koinon_core.flow.schedule import scheduled
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round
 from koinon_core.round.machine import step as step_round
@@ -65,7 +67,8 @@ class Run:
     database knows; `beyond` is a number that no new round may have, nor any below. `evaluators` evaluated in the last
     round that was summed; `returning` were in the round when the run was taken up, and are expected back. Of rounds up
     to `remembered` no device need know. `tuning` is what the next secure round is sized by. `barred`
-    devices dealt shares that opened nothing, and are in no further round (until the coordinator starts again).
+    devices dealt shares that opened nothing, and are in no further round (until the coordinator starts again). `best`
+    is the best model so far, where the run asks for that.
     """
 
     id: str
@@ -74,6 +77,7 @@ class Run:
     down: str = ""
     weights: str = ""
     tuning: str = ""
+    best: Found | None = None
     barred: frozenset[str] = frozenset()
     status: Status = "running"
     reason: str = ""
@@ -188,9 +192,11 @@ def step(run: Run, fact: Fact) -> Moved:
             if run.number != fact.round:
                 return Moved(run)
             event = events.Folded(fact.at, fact.model, fact.state, fact.sum)
+            # Where only some rounds evaluate, those who did in the last of them will again.
+            evaluators = fact.evaluated if run.spec.evaluates_in(run.number) else run.evaluators
             run = replace(
-                run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=fact.evaluated,
-                tuning=fact.tuning or run.tuning,
+                run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=evaluators,
+                tuning=fact.tuning or run.tuning, best=_better(run, fact.watched),
             )  # fmt: skip
             return _feed(run, event)
         case Unfoldable(at, number, reason):
@@ -368,7 +374,7 @@ def _opening(run: Run, fact: Opening) -> Moved:
         schema=spec.model.digest, strategy=spec.recipe_digest, model=run.model, down=run.down, codec=spec.codec,
         weights=run.weights, sections=digest_of(list(spec.sections)) if spec.sections else "",
         max_examples=spec.max_examples, bound=spec.bound, grid=spec.grid, seed=spec.seed,
-        config=dict(spec.config), head=run.head, recovery=run.recovery,
+        config=scheduled(spec.config, run.closed, spec.rounds), head=run.head, recovery=run.recovery,
         patience=spec.lease if run.kind == "evaluate" else 0.0,
     )  # fmt: skip
     if spec.aggregation == "secure":
@@ -389,7 +395,7 @@ def _over(run: Run, close: effects.Close) -> Moved:
     if run.status == "cancelled":
         return Moved(run)
     if run.kind == "evaluate":
-        return _finish(run, "finished", f"{run.closed} rounds closed")
+        return _finish(run, "finished", _told(run))
     run = replace(
         run,
         closed=run.closed + close.counted,
@@ -402,13 +408,26 @@ def _over(run: Run, close: effects.Close) -> Moved:
     return _next(run) if run.status == "running" else Moved(run)
 
 
+def _better(run: Run, watched: tuple[int, float] | None) -> Found | None:
+    best = run.spec.watch
+    return run.best if best is None or watched is None else best.after(run.best, *watched)
+
+
 def _next(run: Run) -> Moved:
-    if run.closed < run.spec.rounds:
+    stopped = run.spec.watch is not None and run.spec.watch.ends(run.best)
+    if run.closed < run.spec.rounds and not stopped:
         return Moved(run, (), (Open(max(run.number, run.beyond) + 1),))
     fewest = run.spec.quorum if run.spec.aggregation == "secure" else 1
     if run.spec.evaluate and run.kind == "train" and run.evaluators >= fewest:
         return Moved(replace(run, kind="evaluate"), (), (Open(max(run.number, run.beyond) + 1),))
-    return _finish(run, "finished", f"{run.closed} rounds closed")
+    return _finish(run, "finished", _told(run))
+
+
+def _told(run: Run) -> str:
+    best = run.spec.watch
+    early = best is not None and best.ends(run.best) and run.closed < run.spec.rounds
+    why = f" early: {best.sentence(run.best)}" if early and best is not None and run.best is not None else ""
+    return f"{run.closed} rounds closed{why}"
 
 
 def _finish(run: Run, status: Status, reason: str) -> Moved:
