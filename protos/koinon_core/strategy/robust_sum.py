@@ -18,7 +18,7 @@ from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.protocol import Strategy
 from koinon_core.strategy.robust import F64, Robust
 from koinon_core.tensors import Array
-from koinon_core.tiles import spans
+from koinon_core.tiles import TILE, spans
 
 __all__ = ["RobustSum", "robust_parts"]
 
@@ -72,8 +72,11 @@ class RobustSum:
         return whole.hexdigest()
 
     def _tile(self, name: str, offset: int) -> F64:
-        way = self._how[name]
-        return np.stack([counted(one.reader.tile(name, offset), way, name) for one in self._staged])
+        way, size = self._how[name], self._schema.by_name[name].size
+        rows = np.empty((len(self._staged), min(TILE, size - offset)))
+        for row, one in zip(rows, self._staged, strict=True):
+            row[:] = counted(one.reader.tile(name, offset), way, name)
+        return rows
 
     def _joined(self, tile: F64) -> Array:
         factors, last = self._factors
