@@ -18,6 +18,7 @@ __all__ = ["Gram", "dot", "join", "mixed", "norm", "square", "sum"]
 
 _TILE = 4096
 _BLOCK = 1 << 16
+_MOST_PARTS = 1 << 10
 _STRIP = 1 << 14  # columns of some tens of rows that stay in a core's cache
 
 
@@ -76,6 +77,8 @@ class Gram:
         """`rows` is (count, columns)."""
         for at in range(0, rows.shape[1], _STRIP):
             self._parts.append(_products(rows[:, at : at + _STRIP]))
+            if len(self._parts) == _MOST_PARTS:
+                self._parts = [self.value]
 
     @property
     def value(self) -> NDArray[np.float64]:

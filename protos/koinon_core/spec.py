@@ -294,7 +294,7 @@ class RunSpec:
             if self.min_clients < rule.fewest:
                 raise UsageError(
                     f"{type(rule).__name__} needs {rule.fewest} updates, and a round may close with min_clients = "
-                    f"{self.min_clients}; raise min_clients, or lower f"
+                    f"{self.min_clients}; raise min_clients, or let the rule stand fewer"
                 )
         layout = layout_of(
             self.model, strategy, [Section.make(table) for table in self.sections],

@@ -60,7 +60,8 @@ class Lie:
         noise = torch.Generator().manual_seed(hash((self.seed, task.round, index)) % (1 << 31))
         for name, weight in now.items():
             if self.attack == "sign":
-                weight.copy_(before[name] - 5 * (weight - before[name]))
+                # Where the mean is taken, models grow without end: within the run's bound.
+                weight.copy_(before[name] - (5 * (weight - before[name])).clamp(-100, 100))
             elif self.attack == "gauss":
                 weight.copy_(before[name] + 0.5 * torch.randn(weight.shape, generator=noise))
             elif self.attack == "alie":

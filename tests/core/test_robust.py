@@ -1,6 +1,7 @@
 """Robust rules against their definitions, written here in another way, and against liars."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import koinon
 import toy
 from koinon_core import exact
 from koinon_core.errors import UsageError
+from koinon_core.schema import Schema, schema_of
 from koinon_core.strategy import (
     NNM,
     CenteredClipping,
@@ -27,9 +29,10 @@ from koinon_core.strategy import (
     chain,
 )
 from koinon_core.strategy.closing import Contribution
+from koinon_core.strategy.runner import LocalHalf
 from koinon_core.tensors import Tensors
 from koinon_core.tiles import Held
-from koinon_core.update import Head
+from koinon_core.update import Head, layout_of
 
 DRAW = np.random.default_rng(5)
 WIDE = 40_000  # more than one strip of a tile
@@ -166,6 +169,39 @@ def test_a_rule_takes_more_than_one_strip_and_a_server_rule_above():
     assert step == pytest.approx(0.5 * np.mean([rows[i] for i in chosen], axis=0), abs=1e-9)
 
 
+@pytest.mark.parametrize("rule", [*RULES, NormBound()], ids=str)
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_equal_updates_are_their_own_mean(rule, value):
+    step, _ = closed(chain(FedAvg(), rule), [[value] * 4] * 9)
+    assert step == pytest.approx([value] * 4)
+
+
+@pytest.mark.parametrize("rule", [*RULES, NormBound(), NNM(f=1)], ids=str)
+def test_what_a_liar_says_beside_an_honest_change_moves_nothing(rule):
+    """Statistics and counters of normalisation layers, by which no update is judged."""
+    names = ("n.weight", "n.bias", "n.running_mean", "n.running_var")
+    w = Tensors({**{n: np.ones(2) for n in names}, "n.num_batches_tracked": np.array(10)})
+    strategy, t = chain(FedAvg(), rule), toy.terms(1)
+    schema = Schema(tuple(replace(f, role="buffer") if f.name not in names[:2] else f for f in schema_of(w)))
+    local = LocalHalf(strategy, layout_of(schema, strategy, codec="raw", grid=lambda bound: 30))
+    contributions = []
+    for i in range(9):
+        moved = {n: w[n] + 0.01 * (i + 1) for n in names}
+        counted = 12
+        if i < 2:
+            moved["n.running_var"], counted = np.full(2, -60.0), 10**12
+        made = local.prepare(
+            state={}, down={}, work=koinon.Work(examples=1), start=Held(w),
+            end=Held({**moved, "n.num_batches_tracked": np.array(counted)}), terms=t, head=Head(examples=1),
+            client=f"c{i}",
+        )  # fmt: skip
+        reader = toy.Reader(made.blob.window, made.blob.size, local.layout.update)
+        contributions.append(Contribution(f"c{i}", made.head, reader))
+    model = toy.closed(strategy, local.layout, t, w, strategy.init(w, 0), 0, contributions).model
+    assert model["n.running_var"] == pytest.approx([1.05] * 2, abs=0.06)
+    assert int(model["n.num_batches_tracked"]) == 12
+
+
 # -- exact inner products -------------------------------------------------------------------------------------
 
 
@@ -203,7 +239,7 @@ def test_a_secure_run_shows_no_single_updates():
 
 
 @pytest.mark.parametrize(
-    ("rule", "wanted"), [(Krum(f=4), 11), (TrimmedMean(f=5), 11), (MultiKrum(f=1, m=10), 10), (NNM(f=6), 13)]
+    ("rule", "wanted"), [(Krum(f=4), 11), (TrimmedMean(f=5), 11), (MultiKrum(f=1, m=10), 11), (NNM(f=6), 13)]
 )
 def test_a_quorum_that_is_too_small_for_a_rule_is_refused(rule, wanted):
     with pytest.raises(UsageError, match=f"needs {wanted} updates.*min_clients = 9"):
@@ -229,6 +265,7 @@ def test_what_a_rule_cannot_stand_beside_is_refused(parts, reason):
     "make",
     [
         lambda: Krum(f=-1),
+        lambda: MultiKrum(m=-1),
         lambda: NormBound(norm=0),
         lambda: CenteredClipping(tau=0),
         lambda: GeometricMedian(nu=0),

@@ -193,7 +193,8 @@ def test_a_spec_comes_back_from_its_bytes(**values):
 def test_the_bytes_hold_every_key_once_and_sorted():
     whole = spec(
         retention="keep", models="none", downlink="snapshot", sections=[{"match": "stat/*"}], keys="early", attempts=1,
-        gamma=0.1, delta=0.2, hardened=True, phase=1, clip=2, metrics=["f1"], evaluate_every=2, best={"metric": "eval.f1"},
+        gamma=0.1, delta=0.2, hardened=True, phase=1, clip=2, metrics=["f1"], evaluate_every=2,
+        best={"metric": "eval.f1"},
     )  # fmt: skip
     value = json.loads(whole.encoded)
     assert list(value) == sorted(f.name for f in fields(RunSpec))

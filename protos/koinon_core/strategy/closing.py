@@ -111,8 +111,9 @@ class _Opened:
             # The order of equals is by name, not of arrival; and nobody weighs more than another.
             given = [Staged(1, c.reader) for c in sorted(contributions, key=lambda c: c.client) if c.reader]
             self.weight = float(len(given))
-            params = [f"delta/{f.name}" for f in layout.params]
-            self._sum = RobustSum(rules, given, layout.update, layout.how, params)
+            judged = [f"delta/{f.name}" for f in layout.params]
+            judged += [f.name for f in layout.update if f.name.startswith("extra/")]
+            self._sum = RobustSum(rules, given, layout.update, layout.how, judged)
         self._numbers = numbers_of(strategy, terms, contributions)
 
     def values(self, name: str, offset: int) -> Array:

@@ -119,13 +119,18 @@ class Krum(_Liars):
 @register
 @dataclass(frozen=True)
 class MultiKrum(_Liars):
-    """The mean of the `m` updates with the lowest Krum scores (None: n - f)."""
+    """The mean of the `m` updates with the lowest Krum scores, of at least m + f (0: of all but f)."""
 
-    m: int | None = None
+    m: int = 0
+
+    def __post_init__(self) -> None:
+        _Liars.__post_init__(self)
+        if self.m < 0:
+            raise UsageError(f"MultiKrum's m must not be negative, it is {self.m}")
 
     @property
     def fewest(self) -> int:
-        return max(2 * self.f + 3, self.m or 1)
+        return max(2 * self.f + 3, self.m + self.f)
 
     def mix(self, gram: F64) -> F64:
         chosen = _lowest(_krum_scores(gram, self.f))[: self.m or len(gram) - self.f]
@@ -147,7 +152,10 @@ class GeometricMedian(Robust):
     def mix(self, gram: F64) -> F64:
         n = len(gram)
         factors = np.full(n, 1 / n)
-        least = self.nu * max(1e-300, math.sqrt(float(gram.diagonal().max())))
+        longest = math.sqrt(max(0.0, float(gram.diagonal().max())))
+        if longest == 0.0:
+            return factors[None, :]  # nothing moved: all of them are the median
+        least = max(1e-300, self.nu * longest)
         for _ in range(1000):
             nearness = 1 / np.maximum(_distances(gram, factors), least)
             new = nearness / exact.sum(nearness)

@@ -2,10 +2,13 @@
 
 First the inner products of all updates are taken, tile by tile, and the factors by which they are mixed follow from
 them; then every tile is mixed and joined when it is asked for. Resident: one tile of each update, in float64.
+
+What is mixed is what updates are judged by: the changes of parameters, and what a strategy sends beside them. Buffers
+and counters are not, and a liar could say anything there behind an honest change: they are joined by their medians.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,11 +19,13 @@ from koinon_core.fold import Staged, Sum, Ways, counted
 from koinon_core.schema import Schema
 from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.protocol import Strategy
-from koinon_core.strategy.robust import F64, Robust
+from koinon_core.strategy.robust import F64, CoordinateMedian, Robust
 from koinon_core.tensors import Array
 from koinon_core.tiles import TILE, spans
 
 __all__ = ["RobustSum", "robust_parts"]
+
+_STRIP = 1 << 16  # columns
 
 
 def robust_parts(strategy: Strategy) -> list[Robust]:
@@ -30,31 +35,29 @@ def robust_parts(strategy: Strategy) -> list[Robust]:
 
 
 class RobustSum:
-    """A source of every section, as `koinon_core.fold.Sum` is. `params` are the sections that devices are judged by;
-    others that are averaged go the same way, and what is joined by another rule does not."""
+    """A source of every section, as `koinon_core.fold.Sum` is. `judged` are the sections that devices are judged by."""
 
     def __init__(
-        self,
-        rules: Sequence[Robust],
-        staged: Sequence[Staged],
-        schema: Schema,
-        how: Ways,
-        params: Sequence[str],
-    ):
+        self, rules: Sequence[Robust], staged: Sequence[Staged], schema: Schema, how: Ways, judged: Sequence[str]
+    ):  # fmt: skip
         hungry = max(rules, key=lambda rule: rule.fewest)
         if len(staged) < hungry.fewest:
             raise BadBlob(
                 f"{type(hungry).__name__} needs {hungry.fewest} updates, and there are {len(staged)}"
             )
         self._rules, self._staged, self._schema, self._how = rules, staged, schema, how
-        self._params, self._plain = params, Sum(staged, schema, how)
+        self._judged, self._plain = frozenset(judged), Sum(staged, schema, how)
+        self._buffers = rules[-1] if rules[-1].coordinates else CoordinateMedian()
         self._digests: dict[tuple[str, int], bytes] = {}
 
     def values(self, name: str, offset: int) -> Array:
-        if self._how[name].rule != "mean":
+        if self._how[name].rule == "equal":
             joined: Array = self._plain.values(name, offset)
+        elif self._how[name].rule == "max":
+            joined = self._middle(name, offset)
         else:
-            joined = self._joined(self._tile(name, offset))
+            join = self._joined if name in self._judged else self._buffers.combine
+            joined = _by_strips(self._tile(name, offset), join)
         if (name, offset) not in self._digests:
             little = joined.astype(joined.dtype.newbyteorder("<"), copy=False)
             self._digests[name, offset] = hashlib.sha256(np.ascontiguousarray(little).data).digest()
@@ -78,6 +81,13 @@ class RobustSum:
             row[:] = counted(one.reader.tile(name, offset), way, name)
         return rows
 
+    def _middle(self, name: str, offset: int) -> Array:
+        """Of counters, which are whole numbers, the one in the middle, and of two the larger."""
+        rows = np.stack([one.reader.values(name, offset) for one in self._staged])
+        rows.sort(axis=0)
+        middle: Array = rows[len(rows) // 2]
+        return middle
+
     def _joined(self, tile: F64) -> Array:
         factors, last = self._factors
         mixed = tile if factors is None else exact.mixed(factors, tile)
@@ -96,12 +106,20 @@ class RobustSum:
         if not mixing:
             return None, last
         products = exact.Gram(len(self._staged))
-        for name in self._params:
-            for offset, _ in spans(self._schema.by_name[name]):
-                products.add(self._tile(name, offset))
+        for field in self._schema:
+            for offset, _ in spans(field) if field.name in self._judged else ():
+                products.add(self._tile(field.name, offset))
         gram, factors = products.value, np.eye(len(self._staged))
         for rule in mixing:
             rows = rule.mix(gram)
             factors = exact.mixed(rows, factors)
             gram = exact.mixed(rows, np.ascontiguousarray(exact.mixed(rows, gram).T))
         return factors, last
+
+
+def _by_strips(rows: F64, join: Callable[[F64], Array]) -> Array:
+    """What is made on the way is as large as a strip, however large the tile is."""
+    out = np.empty(rows.shape[1])
+    for at in range(0, len(out), _STRIP):
+        out[at : at + _STRIP] = join(np.ascontiguousarray(rows[:, at : at + _STRIP]))
+    return out
