@@ -7,6 +7,8 @@ import koinon
 FEDAVG = koinon.FedAvg()
 HEAD = {"head.w": np.full((2, 3), 0.1), "body.w": np.full((3, 3), 0.2, np.float32)}
 
+LORA = {"l.lora_a": np.full((2, 3), 0.1), "l.lora_b": np.full((4, 2), 0.1)}
+
 BUILT_IN = {
     koinon.FedAvg: (FEDAVG, None),
     koinon.FedAvgUniform: (koinon.FedAvgUniform(lr=0.5), None),
@@ -20,6 +22,7 @@ BUILT_IN = {
     koinon.Prox: (koinon.FedProx(mu=0.2), None),
     koinon.Scaffold: (koinon.Scaffold(), None),
     koinon.FedDyn: (koinon.FedDyn(alpha=0.5), None),
+    koinon.LoraProjection: (koinon.chain(FEDAVG, koinon.LoraProjection()), LORA),
     koinon.Clip: (koinon.chain(FEDAVG, koinon.Clip(0.5)), None),
     koinon.FedBN: (koinon.chain(FEDAVG, koinon.FedBN(keys=("head.*",))), HEAD),
     koinon.FedPer: (koinon.chain(FEDAVG, koinon.FedPer(keys=("head.*",))), HEAD),
@@ -28,7 +31,7 @@ BUILT_IN = {
     koinon.CoordinateMedian: (koinon.chain(FEDAVG, koinon.CoordinateMedian()), None),
     koinon.TrimmedMean: (koinon.chain(FEDAVG, koinon.TrimmedMean()), None),
     koinon.Krum: (koinon.chain(FEDAVG, koinon.Krum()), None),
-    koinon.MultiKrum: (koinon.chain(koinon.FedAdam(), koinon.MultiKrum()), None),
+    koinon.MultiKrum: (koinon.chain(FEDAVG, koinon.MultiKrum()), None),
     koinon.GeometricMedian: (koinon.chain(FEDAVG, koinon.GeometricMedian()), None),
     koinon.CenteredClipping: (koinon.chain(FEDAVG, koinon.CenteredClipping()), None),
     koinon.NNM: (koinon.chain(FEDAVG, koinon.CoordinateMedian(), koinon.NNM()), None),

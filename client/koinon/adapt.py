@@ -1,16 +1,20 @@
 """From what an owner has to a `Model`: torch modules, dicts of numpy arrays, or a Model of their own."""
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from koinon.models import ArrayModel, Model
 from koinon_core.errors import UsageError
+from koinon_core.schema import Schema
+from koinon_core.strategy.protocol import Strategy
 from koinon_core.tensors import Array, Tensors
 from koinon_core.tiles import TILE, Gather
 
-__all__ = ["adapt", "load_weights"]
+__all__ = ["adapt", "check_tied", "load_weights"]
 
 
 def adapt(model: Any) -> Model:
@@ -30,6 +34,26 @@ def adapt(model: Any) -> Model:
     raise UsageError(
         f"a {type(model).__name__} cannot be federated; pass a torch.nn.Module or a dict of numpy arrays"
     )
+
+
+def check_tied(model: Any, strategy: Strategy) -> None:
+    """UsageError for a tensor that a strategy keeps at home by one of its names, and that is sent by another."""
+    tied: Mapping[str, str] = getattr(model, "tied", {})
+    schema: Schema = model.schema
+    local = strategy.local(schema)
+    for alias, name in tied.items():
+        if name not in schema.by_name or name in local:
+            continue
+        renamed = Schema(tuple(replace(f, name=alias) if f.name == name else f for f in schema))
+        try:
+            hidden = alias in strategy.local(renamed)
+        except UsageError:  # by this name the strategy would not do at all
+            continue
+        if hidden:
+            raise UsageError(
+                f"{alias!r} is to stay on the device, and it is the same tensor as {name!r}, which is sent: untie "
+                f"them, or keep {name!r} at home too"
+            )
 
 
 def load_weights(model: Any, weights: Tensors) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from koinon.adapt import adapt
+from koinon.adapt import adapt, check_tied
 from koinon_core.errors import RunEnded, UsageError
 from koinon_core.schema import Schema, schema_of
 from koinon_core.spec import RunSpec
@@ -47,7 +47,9 @@ class Run:
             name=name or f"run-{uuid.uuid4().hex[:8]}", strategy=recipe.dump(strategy), schema=schema.to_json(),
             rounds=rounds, config=dict(config or {}), **settings,
         )  # fmt: skip
-        self.spec.check()
+        strategy, _ = self.spec.check()
+        if not isinstance(model, str | Path | Tensors):
+            check_tied(adapt(model), strategy)
 
     def __repr__(self) -> str:
         return f"Run({self.spec.name!r}, {recipe.show(self.spec.strategy)}, rounds={self.spec.rounds})"

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from koinon.adapt import adapt
+from koinon.adapt import adapt, check_tied
 from koinon.conversation import Conversation
 from koinon.identity import DeviceIdentity, device_access, device_folder, identity_of
 from koinon.models import Evaluate, Model
@@ -209,19 +209,25 @@ class Session:
 
     # -- the owner's thread -----------------------------------------------------------------------------------
 
-    def tasks(self, model: Any, *, evaluate: Evaluate | None = None) -> Iterator[Task]:
+    def tasks(
+        self, model: Any, *, evaluate: Evaluate | None = None, keep_optimizer: bool = False
+    ) -> Iterator[Task]:
         """Work, round by round, until the run is over. Each time the round's weights are in `model`.
 
         `model` is a torch module or a dict of numpy arrays; it must have the run's schema. With `evaluate`, the
-        session evaluates every round's weights on this device before it trains them.
+        session evaluates every round's weights on this device before it trains them. An optimizer that was made outside
+        of the loop begins every task without momentum and moments, which were about other weights; with
+        `keep_optimizer` it keeps them, and strategies that need the length of its steps refuse momentum.
         """
         if self._tasks is not None:  # in a notebook, a cell that was interrupted and is run again
             self._tasks.close()
-        self._tasks = self._loop(model, evaluate)
+        self._tasks = self._loop(model, evaluate, keep_optimizer)
         return self._tasks
 
-    def _loop(self, owned: Any, evaluate: Evaluate | None) -> Generator[Task, None, None]:
+    def _loop(self, owned: Any, evaluate: Evaluate | None, keep: bool) -> Generator[Task, None, None]:
         model = self._accept(owned)
+        if keep and hasattr(model, "keep_optimizer"):
+            model.keep_optimizer = True
         self.evaluates = evaluate is not None
         assert self._talk.half is not None
         bench = Workbench(
@@ -274,6 +280,8 @@ class Session:
         try:
             model = adapt(owned)
             model.schema.must_equal(self.spec.model, "your model")
+            assert self._talk.half is not None
+            check_tied(model, self._talk.half.strategy)
         except UsageError as error:
             self._talk.leave(0, "REFUSED", str(error))
             raise

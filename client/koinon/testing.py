@@ -164,6 +164,8 @@ def _check_server(strategy: Strategy, w: Tensors) -> tuple[str, ...]:
                 rule.combine(rows.view(_Traced))
             else:
                 rule.mix((rows @ rows.T).view(_Traced))
+    for one in getattr(strategy, "parts", (strategy,)):
+        traced |= set(getattr(type(one), "kernels", ()))
     return tuple(sorted(traced))
 
 
@@ -272,10 +274,11 @@ def _check_state(
 def _check_composes(strategy: Strategy) -> None:
     if strategy.rescales:
         return
+    measures = any(getattr(type(part), "measures", False) for part in getattr(strategy, "parts", (strategy,)))
     try:
-        chain(strategy, Clip(1e9))
+        chain(Clip(1e9), strategy) if measures else chain(strategy, Clip(1e9))
     except UsageError as error:
-        raise Broken(f"it cannot stand above Clip: {error}") from error
+        raise Broken(f"it cannot stand beside Clip: {error}") from error
 
 
 def _check_runs(strategy: Strategy, weights: Tensors, lr: float) -> bool:

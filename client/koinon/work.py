@@ -23,7 +23,7 @@ from koinon_core.strategy.runner import LocalHalf, Prepared
 from koinon_core.strategy.shape import shape_of
 from koinon_core.tensors import Tensors
 from koinon_core.tiles import Except, Held, Source, copy, gather
-from koinon_core.update import Head, unpack_state
+from koinon_core.update import LONGEST_NAME, Head, unpack_state
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Workbench"]
@@ -164,18 +164,28 @@ class Workbench:
         model = self.model
 
         def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
-            personal.update({f"personal.{name}": value for name, value in metrics.items()})
+            named = {f"personal.{name}": value for name, value in metrics.items()}
+            for name in named:
+                if len(name) > LONGEST_NAME:
+                    raise BadUpdate(
+                        f"the metric {name.partition('.')[2]!r} of a personal task is sent as {name[:16]!r}..., which "
+                        f"is longer than {LONGEST_NAME} characters; give it a shorter name"
+                    )
+            personal.update(named)
 
         if one.start is not None:
             model.load(Tensors({**start, **one.start}))
+        began = model.read() if one.when == "before" else start
         steering = model.steer(one.pull, start, measure=one.measure, train=one.train)
         kind: Kind = "measure" if one.measure else "personal"
         task = Task(terms, self.client, kind, model, steering, hand_in, one.epochs)
         with steering:
             yield task
         results[one.name] = steering.gradient() if one.measure else model.read()
-        if one.when == "before" and not one.keep:
-            model.load(start)
+        if one.when == "before":
+            # Whatever else the pass touched (statistics, or weights that the owner set), only what it trains is kept.
+            kept = [n for n in began if one.train is None or n in one.train] if one.keep else []
+            model.load(Tensors({**began, **results[one.name].select(kept)}) if kept else began)
 
     def _prepare(self, make: Callable[[], Prepared]) -> None:
         """Make the update and hand it over; one that may not be sent is reported and raised."""

@@ -22,9 +22,20 @@ from koinon_core.sections import How, Section, how, label_of, sent_dtype
 from koinon_core.strategy.protocol import State, Strategy, Up
 from koinon_core.tensors import Tensors
 
-__all__ = ["Head", "Layout", "Stats", "layout_of", "pack_state", "state_schema", "unpack_state"]
+__all__ = [
+    "LONGEST_NAME",
+    "Head",
+    "Layout",
+    "Stats",
+    "layout_of",
+    "pack_state",
+    "state_schema",
+    "unpack_state",
+]
 
 _MAX_METRICS = 64
+LONGEST_NAME = 64
+"""Characters of a metric's name."""
 _LARGEST_METRIC = 1e30  # times any number of examples and devices it stays finite
 _MOST_PARAMETERS = 1 << 48
 _LARGEST_FIGURE = 1e100  # beyond what float32 values and a quantiser's coarsest step can come to
@@ -164,7 +175,7 @@ class Head:
             if len(metrics) > _MAX_METRICS:
                 raise BadBlob(f"{len(metrics)} metrics are more than the {_MAX_METRICS} that are kept")
             for name, value in metrics.items():
-                if len(name) > 64 or not name.isprintable() or not abs(value) <= _LARGEST_METRIC:
+                if len(name) > LONGEST_NAME or not name.isprintable() or not abs(value) <= _LARGEST_METRIC:
                     raise BadBlob(
                         f"the metric {name[:64]!r} is {value}: metrics are numbers up to {_LARGEST_METRIC:g}, with "
                         "names of at most 64 printable characters"

@@ -196,3 +196,125 @@ def test_a_head_must_be_named_be_there_and_not_be_all(make):
         koinon.FedRep(keys=KEYS, head_epochs=0)
     with pytest.raises(UsageError, match="negative"):
         koinon.Ditto(lam=-1.0)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_though_another_does():
+    """A misspelt layer would leave the device without a word."""
+    with pytest.raises(UsageError, match=r"key 'lm\.\*'"):
+        run(koinon.chain(koinon.FedAvg(), koinon.FedPer(keys=("head.*", "lm.*"))), arrays())
+    with pytest.raises(UsageError, match=r"FedBN's key 'lm\.\*'"):
+        run(koinon.chain(koinon.FedAvg(), koinon.FedBN(keys=("head.*", "lm.*"))), arrays())
+
+
+def test_a_tensor_that_has_two_names_may_not_stay_by_one_and_leave_by_the_other():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb, self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+            self.head.weight = self.emb.weight
+
+    with pytest.raises(UsageError, match=r"'head\.weight' is to stay .* 'emb\.weight', which is sent"):
+        run(koinon.chain(koinon.FedAvg(), koinon.FedPer(keys=KEYS)), Tied())
+    run(koinon.chain(koinon.FedAvg(), koinon.FedPer(keys=("head.*", "emb.weight"))), Tied())
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.head(self.norm(self.body(x)))
+
+
+def test_the_heads_phase_leaves_no_trace_in_statistics_that_are_shared():
+    data = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
+
+    def client(session):
+        model = Normed()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for task in session.tasks(model):
+            for _ in range(task.epochs if task.kind == "personal" else 0):
+                optimizer.zero_grad()
+                model(data).square().mean().backward()
+                optimizer.step()
+            task.submit(examples=1)
+
+    torch.manual_seed(0)
+    first = Normed()
+    got = koinon.simulate(
+        run(koinon.chain(koinon.FedAvg(), koinon.FedRep(keys=KEYS)), first), client, clients=3
+    )
+    for name in ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "body.weight"):
+        assert np.array_equal(got.model[name], first.state_dict()[name].numpy()), name
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_measuring_pass_does_not_undo_the_heads_phase(first):
+    heads = {}
+
+    def client(session):
+        model = arrays()
+        for task in session.tasks(model):
+            task.descend({"body.w": np.ones(3), "head.w": np.full(2, -1.0)}, lr=0.5)
+            task.submit(examples=1)
+        heads[session.client] = model["head.w"].tolist()
+
+    parts = (koinon.Scaffold(option=1), koinon.FedRep(keys=KEYS))
+    strategy = koinon.chain(*(parts if first else reversed(parts)))
+    koinon.simulate(run(strategy, arrays(), population=3, evaluate=False), client, clients=3)
+    assert set(map(tuple, heads.values())) == {(1.0, 1.0)}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_optimizer_made_outside_of_the_loop_begins_each_task_anew(kept):
+    """Otherwise its momentum is of weights that the round, or Ditto's pass, has replaced."""
+    ends = {}
+
+    def client(session):
+        model = nn.Linear(1, 1, bias=False)
+        outside = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for task in session.tasks(model, keep_optimizer=kept):
+            for _ in range(5):
+                outside.zero_grad()
+                (model.weight - 1.0).square().sum().backward()
+                outside.step()
+            task.submit(examples=1)
+
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1, bias=False)
+    for name, strategy in (
+        ("plain", koinon.FedAvg()),
+        ("ditto", koinon.chain(koinon.FedAvg(), koinon.Ditto(lam=2.0))),
+    ):
+        got = koinon.simulate(run(strategy, model, rounds=3, evaluate=False), client, clients=3)
+        ends[name] = got.model["weight"].tobytes()
+    assert (ends["plain"] == ends["ditto"]) is not kept
+
+
+def test_steps_of_a_momentum_that_goes_on_have_no_length():
+    from koinon_core.errors import LocalProtocolError
+
+    def client(session):
+        model = nn.Linear(1, 1, bias=False)
+        outside = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for task in session.tasks(model, keep_optimizer=True):
+            model(torch.ones(1, 1)).sum().backward()
+            outside.step()
+            task.submit(examples=1)
+
+    with pytest.raises(LocalProtocolError, match="only SGD"):
+        koinon.simulate(run(koinon.FedNova(), nn.Linear(1, 1, bias=False)), client, clients=3)
+
+
+def test_a_personal_metric_with_too_long_a_name_is_told_by_its_own():
+    from koinon_core.errors import BadUpdate
+
+    def client(session):
+        for task in session.tasks({"x": np.zeros(1)}):
+            task.submit(examples=1, metrics={"m" * 60: 1.0} if task.kind == "personal" else {})
+
+    with pytest.raises(BadUpdate, match="of a personal task is sent as"):
+        koinon.simulate(
+            run(koinon.chain(koinon.FedAvg(), koinon.Ditto()), {"x": np.zeros(1)}), client, clients=3
+        )

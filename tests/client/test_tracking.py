@@ -133,7 +133,7 @@ def followed(fake, *more):
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("koinon.tracking.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("koinon.tracking.following.time.sleep", lambda seconds: None)
 
 
 # -- following ------------------------------------------------------------------------------------------------

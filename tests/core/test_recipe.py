@@ -316,3 +316,17 @@ def test_only_frozen_dataclasses_can_be_registered():
 def test_a_plugin_that_is_not_there_is_refused_by_name():
     with pytest.raises(UsageError, match="the plugin 'no_such_module_here' cannot be imported"):
         load_plugins(["no_such_module_here"])
+
+
+@register
+@dataclass(frozen=True)
+class Optional(Base):
+    most: int | None = None
+
+
+def test_a_field_that_may_be_nothing_takes_nothing_else_but_its_type():
+    assert parse(f"{__name__}.Optional(most=3)").most == 3
+    assert parse(f"{__name__}.Optional(most=None)").most is None
+    for wrong in ("'x'", "2.5", "True"):
+        with pytest.raises(UsageError, match="most must be a"):
+            parse(f"{__name__}.Optional(most={wrong})")

@@ -89,3 +89,27 @@ def test_a_built_in_cannot_be_replaced_by_a_package(package, tmp_path):
     entry = tmp_path / "halfway-1.0.dist-info" / "entry_points.txt"
     entry.write_text("[koinon.strategies]\nFedAvg = halfway:HalfStep\nkoinon.FedAvg = halfway:HalfStep\n")
     assert type(parse("FedAvg()")).__module__.startswith("koinon_core")
+
+
+def also(tmp_path, name, module, entry):
+    """One more installed package."""
+    (tmp_path / f"{name}.py").write_text(module)
+    info = tmp_path / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[koinon.strategies]\n{entry}\n")
+
+
+def test_two_packages_with_one_name_are_told_apart_by_their_full_ones(package, tmp_path):
+    also(tmp_path, "otherway", MODULE, "HalfStep = otherway:HalfStep")
+    with pytest.raises(UsageError, match=r"write halfway\.HalfStep or otherway\.HalfStep"):
+        parse("HalfStep()")
+    assert type(parse("otherway.HalfStep()")).__module__ == "otherway"
+    sys.modules.pop("otherway")
+
+
+def test_an_entry_point_that_names_where_a_class_is_imported_again_is_refused(package, tmp_path):
+    also(tmp_path, "facade", "from halfway import HalfStep", "Step = facade:HalfStep")
+    with pytest.raises(UsageError, match=r"registered as halfway\.HalfStep.*where it is defined"):
+        parse("Step()")
+    sys.modules.pop("facade")

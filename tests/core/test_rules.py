@@ -21,6 +21,7 @@ from koinon_core.strategy import (
     FedDyn,
     FedExP,
     FedNova,
+    FedRep,
     FedYogi,
     Prox,
     QFedAvg,
@@ -28,6 +29,7 @@ from koinon_core.strategy import (
     Up,
     Work,
     chain,
+    dump,
     load,
 )
 from koinon_core.tensors import Tensors
@@ -116,6 +118,14 @@ def test_fedexp_goes_farther_only_where_devices_disagree():
     assert toy.federate(FedExP(), rounds=12)[0] != toy.federate(FedAvgUniform(), rounds=12)[0]
 
 
+def test_fedexp_adds_up_what_is_sent_and_not_what_was_before_a_cut():
+    with pytest.raises(UsageError, match="put Clip above FedExP"):
+        chain(FedExP(), Clip(1.0))
+    chain(Clip(1.0), FedExP())
+    work = Work(examples=1, clip=2.0)  # of a secure run
+    assert FedExP().finish({}, {}, work, Up(ONE * 50.0)).totals == {"expsq": 4.0}
+
+
 # -- FedNova --------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +187,22 @@ def test_qfedavg_without_a_loss_says_where_to_give_one(loss):
         QFedAvg().finish({}, {}, Work(examples=1, steps=1, norm=1.0, lr=0.1, loss_before=loss), Up(ONE))
 
 
+def test_qfedavg_goes_on_where_losses_have_become_small():
+    """Their power is lost in the rounding of sums: below a floor all count alike."""
+    strategy = QFedAvg(q=3.0)
+    work = Work(examples=1, steps=1, norm=1.0, lr=0.1, loss_before=0.003)
+    up = strategy.finish({}, {}, work, Up(ONE * 0.01))
+    assert float(up.delta["x"][0]) == pytest.approx(0.01 * 2**-10)
+    after, _ = strategy.server({}, agg(float(up.delta["x"][0]), totals={"h": up.totals["h"]}), RNG)
+    assert 0 < float(after.mean["x"][0]) <= 0.01
+
+
+def test_qfedavg_says_that_a_loss_is_far_above_the_usual_one():
+    work = Work(examples=1, steps=1, norm=1.0, lr=0.1, loss_before=300.0)
+    with pytest.raises(LocalProtocolError, match=r"the loss 300 is far above.*loss=1"):
+        QFedAvg(q=5.0).finish({}, {}, work, Up(ONE))
+
+
 # -- FedDyn ---------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +257,19 @@ def test_a_state_that_follows_what_was_sent_needs_the_units_of_weights(stateful,
     for parts in ((plain, rescaling), (rescaling, plain)):
         with pytest.raises(UsageError, match="in other units"):
             chain(*parts)
+
+
+def test_two_parts_that_train_in_their_own_way_are_refused_when_they_are_chained():
+    with pytest.raises(UsageError, match="FedRep and FedRep both choose what is trained"):
+        chain(FedAvg(), FedRep(keys=("a",)), FedRep(keys=("b",)))
+    with pytest.raises(UsageError, match="both keep a model"):
+        chain(FedAvg(), Ditto(), Ditto())
+
+
+def test_what_was_added_to_a_strategy_later_is_left_out_of_recipes_that_do_not_use_it():
+    assert "bias_correction" not in dump(FedAdam())["fields"]
+    assert dump(FedAdam(bias_correction=True))["fields"]["bias_correction"] is True
+    assert load(dump(FedAdam(bias_correction=True))) == FedAdam(bias_correction=True)
 
 
 def test_ditto_keeps_its_own_model_whatever_the_units_of_what_is_sent_are():

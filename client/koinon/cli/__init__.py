@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from koinon.cli import audit, client, compare, demo, device, enrol, operators, roster, runs, token, updates
+from koinon.cli import (
+    audit,
+    client,
+    compare,
+    demo,
+    device,
+    enrol,
+    operators,
+    roster,
+    runs,
+    token,
+    track,
+    updates,
+)
 from koinon_core import __version__
 from koinon_core.errors import KoinonError
 
@@ -24,6 +37,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 runs.app.command(epilog="Example: koinon run compare plain prox --plot curves.png")(compare.compare)
+runs.app.command(epilog="Example: koinon run track digits --to jsonl:digits.jsonl --to tensorboard:runs")(
+    track.track
+)
 app.add_typer(runs.app, name="run", help="Create, watch, explain, control and export runs.")
 app.add_typer(
     updates.app, name="update", help="List updates: what they weigh, what they lost, what became of them."

@@ -34,6 +34,7 @@ class TorchSteering:
         *,
         measure: bool,
         train: Keys | None,
+        keep_optimizer: bool = False,
     ):
         self.recorded = Recorded()
         self._parameters, self._pull, self._start, self._measure = parameters, pull, start, measure
@@ -47,6 +48,8 @@ class TorchSteering:
         self._sum: dict[str, torch.Tensor] = {}
         self._terms: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
         self._handle: Any = None
+        self._begun: set[int] = set()
+        self._keep = keep_optimizer
 
     def __enter__(self) -> "TorchSteering":
         for parameter in self._frozen:
@@ -83,12 +86,24 @@ class TorchSteering:
                 "in, which loses it; use an optimizer without a closure, or a strategy without a gradient term"
             )
         scale = getattr(optimizer, "grad_scale", None)
+        self._forget(optimizer, groups)
         for group in groups:
             for parameter in group["params"]:
                 name = self._names.get(id(parameter))
                 if name is not None and parameter.grad is not None:
                     self._touch(name, parameter, scale)
         self._record(optimizer, groups)
+
+    def _forget(self, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+        """At its first step here, an optimizer has no memory of steps before: its momentum is about weights that the
+        round, or another pass, has replaced, and the length of the steps is told as if there were none."""
+        if self._keep or id(optimizer) in self._begun:
+            return
+        self._begun.add(id(optimizer))
+        for group in groups:
+            for parameter in group["params"]:
+                if id(parameter) in self._names:
+                    optimizer.state.pop(parameter, None)
 
     def _touch(self, name: str, parameter: torch.nn.Parameter, scale: torch.Tensor | None) -> None:
         assert parameter.grad is not None
@@ -130,6 +145,9 @@ class TorchSteering:
             done.displacement = math.nan
             return
         momentum, dampening = float(groups[0]["momentum"]), float(groups[0]["dampening"])
+        if momentum and self._keep:  # it goes on from steps that nobody recorded
+            done.displacement = math.nan
+            return
         gradient = 1 - self._pull.mu * done.displacement
         first = done.steps == 1
         self._velocity = gradient if first else momentum * self._velocity + (1 - dampening) * gradient

@@ -37,6 +37,11 @@ class TorchModel:
 
     def __init__(self, module: nn.Module):
         self._module = module
+        self.keep_optimizer = False
+        first: dict[int, str] = {}
+        names = module.named_parameters(remove_duplicate=False)
+        self.tied = {n: first[id(p)] for n, p in names if first.setdefault(id(p), n) != n}
+        """Other names of a tensor, and the one under which it is federated."""
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         kept = module.state_dict(keep_vars=True)
         # Names only: a forward pass or `module.to(...)` may put another tensor in a buffer's place.
@@ -107,7 +112,9 @@ class TorchModel:
             tensor.copy_(torch.from_numpy(np.array(weights[name], copy=True)))
 
     def steer(self, pull: Pull, start: Tensors, *, measure: bool, train: Keys | None) -> TorchSteering:
-        return TorchSteering(self.parameters, pull, start, measure=measure, train=train)
+        return TorchSteering(
+            self.parameters, pull, start, measure=measure, train=train, keep_optimizer=self.keep_optimizer
+        )
 
     def descend(self, gradients: Mapping[str, Array], lr: float, steering: Any) -> None:
         raise UsageError("task.descend is for numpy models; step your torch optimizer as usual")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from koinon.tracking import RoundEnd, RunStart
+from koinon.tracking.told import RoundEnd, RunStart
 from koinon_core.canonical import canonical
 from koinon_core.errors import UsageError
 

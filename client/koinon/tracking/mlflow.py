@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from koinon.tracking import RoundEnd, RunStart
+from koinon.tracking.told import RoundEnd, RunStart
 from koinon_core.errors import UsageError
 
 __all__ = ["MLflow"]

@@ -10,6 +10,7 @@ from koinon_core.strategy.average import FedAvg, FedAvgM, FedAvgUniform
 from koinon_core.strategy.chain import Chain, chain
 from koinon_core.strategy.clip import Clip
 from koinon_core.strategy.drift import FedDyn, FedProx, Prox, Scaffold
+from koinon_core.strategy.lora import LoraProjection
 from koinon_core.strategy.normalised import FedNova, QFedAvg
 from koinon_core.strategy.personal import Ditto, FedBN, FedPer, FedRep
 from koinon_core.strategy.protocol import (
@@ -43,7 +44,8 @@ from koinon_core.strategy.robust import (
 __all__ = [
     "NNM", "Agg", "Base", "CenteredClipping", "Chain", "Clip", "CoordinateMedian", "Ditto", "FedAdagrad", "FedAdam",
     "FedAvg", "FedAvgM", "FedAvgUniform", "FedBN", "FedDyn", "FedExP", "FedNova", "FedPer", "FedProx", "FedRep",
-    "FedYogi", "GeometricMedian", "Keys", "Krum", "MultiKrum", "Need", "NormBound", "Pass", "Plan", "Prox", "Pull",
+    "FedYogi", "GeometricMedian", "Keys", "Krum",
+    "LoraProjection", "MultiKrum", "Need", "NormBound", "Pass", "Plan", "Prox", "Pull",
     "QFedAvg", "Rng", "Robust", "Scaffold", "State", "Strategy", "TrimmedMean", "Up", "Work", "chain", "dump",
     "load", "parse", "register", "show",
 ]  # fmt: skip

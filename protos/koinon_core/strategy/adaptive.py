@@ -1,8 +1,9 @@
 """Adaptive server steps: FedAdagrad, FedAdam, FedYogi (Reddi et al. 2021, "Adaptive Federated Optimization",
 arXiv:2003.00295, Algorithm 2), and FedExP (Jhunjhunwala et al. 2023, arXiv:2301.09604)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,6 +59,7 @@ class FedAdam(Base):
     """
 
     weight: ClassVar[Weight | None] = "examples"
+    later: ClassVar[Mapping[str, Any]] = {"bias_correction": False}
     lr: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99
@@ -126,6 +128,7 @@ class FedExP(Base):
     elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "uniform"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SQ_NORM})
+    measures: ClassVar[bool] = True
     eps: float = 1e-3
     most: float = 1e6
 
@@ -137,7 +140,7 @@ class FedExP(Base):
         return {"expsq": self.most}
 
     def finish(self, d: State, down: State, work: Work, up: Up) -> Up:
-        square = min(up.delta.dot(up.delta), self.most)
+        square = min(up.delta.dot(up.delta), work.clip**2, self.most)
         return replace(up, totals={**up.totals, "expsq": square})
 
     def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:

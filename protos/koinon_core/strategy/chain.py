@@ -66,6 +66,8 @@ class Chain(Base):
                 "other units; keep one of them"
             )
         _check_robust(self.parts)
+        _check_passes(self.parts)
+        _check_measures(self.parts)
         twice = [n for n, k in Counter(n for p in self.parts for n in p.totals()).items() if k > 1]
         if twice:
             raise UsageError(f"two parts of the chain sum a total called {twice[0]!r}; rename one")
@@ -146,6 +148,28 @@ class Chain(Base):
         return agg, _pack(states)
 
 
+def _check_passes(parts: tuple[Strategy, ...]) -> None:
+    """UsageError for two parts that each have one way of training of their own."""
+    for kind in ("chooses", "private"):
+        twice = [type(part).__name__ for part in parts if getattr(type(part), kind, False)]
+        if len(twice) > 1:
+            what = "choose what is trained" if kind == "chooses" else "keep a model of the device's own"
+            raise UsageError(f"{' and '.join(twice)} both {what}; keep one of them")
+
+
+def _check_measures(parts: tuple[Strategy, ...]) -> None:
+    """UsageError where a norm goes into a sum, and the update is cut after that."""
+    measured = ""
+    for part in parts:
+        if getattr(type(part), "shortens", False) and measured:
+            name = type(part).__name__
+            raise UsageError(
+                f"{measured} adds up how long updates are before {name} cuts them; put {name} above {measured}"
+            )
+        if getattr(type(part), "measures", False):
+            measured = type(part).__name__
+
+
 def _check_robust(parts: tuple[Strategy, ...]) -> None:
     """UsageError for what does not go together with rules that look at each update by itself."""
     rules = [part for part in parts if isinstance(part, Robust)]
@@ -157,6 +181,11 @@ def _check_robust(parts: tuple[Strategy, ...]) -> None:
             )
     if not rules:
         return
+    others = [type(p).__name__ for p in parts if Need.SINGLE in p.needs and not isinstance(p, Robust)]
+    if others:
+        raise UsageError(
+            f"{others[0]} and {type(rules[0]).__name__} both make one update of many; keep one of them"
+        )
     name = type(rules[0]).__name__
     for part in parts:
         if part.totals():

@@ -18,6 +18,7 @@ class Clip(Base):
     is averaged with it: one factor for all, so that their proportions stay."""
 
     elementwise: ClassVar[bool] = True
+    shortens: ClassVar[bool] = True
     norm: float = 1.0
 
     def __post_init__(self) -> None:

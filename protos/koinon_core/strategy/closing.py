@@ -20,6 +20,7 @@ from koinon_core.errors import BadBlob
 from koinon_core.fold import Staged, Sum
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
+from koinon_core.strategy.lora import LoraSum, projects
 from koinon_core.strategy.protocol import Agg, Need, State, Strategy
 from koinon_core.strategy.robust_sum import RobustSum, robust_parts
 from koinon_core.strategy.shape import Shape, keeps_shape, put_all, put_tile, state_tile
@@ -106,21 +107,25 @@ class _Opened:
         self.count, self.weight = len(given), float(sum(s.weight for s in given))
         self.evaluated = sum(bool(c.head.evaluation) for c in contributions)
         rules = robust_parts(strategy)
-        self._sum: Sum | RobustSum = Sum(given, layout.update, layout.how)
+        self.sum: Sum | RobustSum | LoraSum = Sum(given, layout.update, layout.how)
         if rules:
             # The order of equals is by name, not of arrival; and nobody weighs more than another.
             given = [Staged(1, c.reader) for c in sorted(contributions, key=lambda c: c.client) if c.reader]
             self.weight = float(len(given))
             judged = [f"delta/{f.name}" for f in layout.params]
             judged += [f.name for f in layout.update if f.name.startswith("extra/")]
-            self._sum = RobustSum(rules, given, layout.update, layout.how, judged)
+            self.sum = RobustSum(rules, given, layout.update, layout.how, judged)
         self._numbers = numbers_of(strategy, terms, contributions)
 
     def values(self, name: str, offset: int) -> Array:
-        return self._sum.values(name, offset)
+        return self.sum.values(name, offset)
 
     def digest(self) -> str:
-        return self._sum.digest(self._numbers)
+        return self.sum.digest(self._numbers)
+
+    def project(self, by: LoraSum) -> None:
+        """Take what `by` makes of the sum instead of it."""
+        self.sum = by
 
 
 def close(
@@ -131,7 +136,10 @@ def close(
 
     The result depends on the set of contributions alone: not on their order, nor on threads.
     """
-    total = _Opened(strategy, layout.under(terms), terms, contributions)
+    under = layout.under(terms)
+    total = _Opened(strategy, under, terms, contributions)
+    if projects(strategy):
+        total.project(LoraSum(total.sum, staged(strategy, contributions), under.params, under.how, w))
     return step(strategy, layout, shape, terms, population, w, state, total, into)
 
 

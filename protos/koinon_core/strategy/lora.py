@@ -22,6 +22,7 @@ from koinon_core.fold import Staged, Ways, counted
 from koinon_core.schema import Schema
 from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.protocol import Base, Need, Strategy
+from koinon_core.strategy.registry import register
 from koinon_core.tensors import Array
 from koinon_core.tiles import TILE, Source, spans
 
@@ -85,6 +86,7 @@ def pairs(params: Schema) -> dict[str, str]:
     return found
 
 
+@register
 @dataclass(frozen=True)
 class LoraProjection(Base):
     """The exact mean of the products B A of LoRA's layers, cut to their rank, in the place of the means of A and of B:
@@ -97,6 +99,7 @@ class LoraProjection(Base):
     """
 
     elementwise: ClassVar[bool] = True
+    kernels: ClassVar[tuple[str, ...]] = ("qr", "svd")
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SINGLE})
 
     def local(self, schema: Schema) -> frozenset[str]:

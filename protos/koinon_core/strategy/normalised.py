@@ -11,6 +11,8 @@ from koinon_core.strategy.registry import register
 
 __all__ = ["FedNova", "QFedAvg"]
 
+_LEAST, _MOST = 2.0**-10, 20  # of F^q, in units of the usual one; the latter as a power of two
+
 
 @register
 @dataclass(frozen=True)
@@ -65,14 +67,16 @@ class QFedAvg(Base):
     w -= sum(F_i^q G_i) / sum(q F_i^(q-1) |G_i|^2 + L F_i^q). q = 0 is the uniform mean.
 
     Numerator and denominator are sent in units of L F^q at a usual loss F = `loss`, so that updates are about as large
-    as the changes that they are made of; without it, a loss of 100 under q = 5 would be out of every bound. `most` is
-    the largest that a device adds to the sum below, which sums are sized for.
+    as the changes that they are made of; without it, a loss of 100 under q = 5 would be out of every bound. A device
+    for whom F^q is less than 2^-10 of that counts as one for whom it is that much: less would be lost in rounding.
+    `most` is the largest that a device adds to the sum below, which sums are sized for.
     """
 
     elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "uniform"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LOSS_BEFORE})
     rescales: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
     q: float = 1.0
     loss: float = 1.0
     most: float = 1e9
@@ -95,7 +99,13 @@ class QFedAvg(Base):
             )
         if not work.lr > 0:
             raise LocalProtocolError("QFedAvg needs the local learning rate, and no optimizer step was seen")
-        loss = (work.loss_before + 1e-10) / self.loss
+        least = _LEAST ** (1 / self.q) if self.q else 0.0
+        loss = max(least, (work.loss_before + 1e-10) / self.loss)
+        if self.q * math.log2(loss) > _MOST:
+            raise LocalProtocolError(
+                f"the loss {work.loss_before:.3g} is far above the usual one of QFedAvg(loss={self.loss:g}), and no "
+                f"sum has room for its power {self.q:g}; make the run with a loss that is usual in its first rounds"
+            )
         share = loss**self.q
         # |G|^2 / L = |Delta|^2 L, and one F of the power is that of the unit.
         h = self.q * loss ** (self.q - 1) * up.delta.dot(up.delta) / (work.lr * self.loss) + share

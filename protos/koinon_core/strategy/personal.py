@@ -30,7 +30,7 @@ class FedBN(Base):
     keys: tuple[str, ...] = ()
 
     def local(self, schema: Schema) -> frozenset[str]:
-        found = schema.batchnorm() | _matching(schema, self.keys)
+        found = schema.batchnorm() | _matching("FedBN", schema, self.keys)
         if not found:
             raise UsageError(
                 "FedBN found no normalisation layer with running statistics in the model; "
@@ -63,6 +63,7 @@ class FedRep(Base):
     the head's, and nothing of it is sent."""
 
     elementwise: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     keys: tuple[str, ...] = ()
     head_epochs: int = 10
 
@@ -102,8 +103,14 @@ class Ditto(Base):
         return {"personal": work.results["personal"]}
 
 
-def _matching(schema: Schema, patterns: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(name for name in schema.by_name if name in Keys(patterns))
+def _matching(name: str, schema: Schema, patterns: tuple[str, ...]) -> frozenset[str]:
+    """What the patterns match. UsageError for one that matches nothing: what it was meant for would leave."""
+    for pattern in patterns:
+        if not any(tensor in Keys((pattern,)) for tensor in schema.by_name):
+            raise UsageError(
+                f"no tensor of the model matches {name}'s key {pattern!r}; it has {', '.join(list(schema.by_name)[:8])}"
+            )
+    return frozenset(tensor for tensor in schema.by_name if tensor in Keys(patterns))
 
 
 def _check_keys(name: str, keys: tuple[str, ...]) -> None:
@@ -114,12 +121,7 @@ def _check_keys(name: str, keys: tuple[str, ...]) -> None:
 
 
 def _head(name: str, schema: Schema, keys: tuple[str, ...]) -> frozenset[str]:
-    found = _matching(schema, keys)
-    if not found:
-        raise UsageError(
-            f"no tensor of the model matches {name}'s keys {', '.join(keys)}; it has "
-            f"{', '.join(list(schema.by_name)[:8])}"
-        )
+    found = _matching(name, schema, keys)
     if len(found) == len(schema.by_name):
         raise UsageError(
             f"{name}'s keys {', '.join(keys)} match every tensor of the model: nothing is left to share"

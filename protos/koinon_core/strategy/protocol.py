@@ -13,6 +13,7 @@ A strategy sees the trained parameters only. BatchNorm statistics and counters g
 (weighted mean, largest value): an adaptive step on a variance would make it negative.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -100,7 +101,8 @@ class Plan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What the local training was, as the optimizer hook recorded it. `norm` is FedNova's |a|_1 (NaN where the
-    optimizer has none), `lr` the first step's learning rate, `mu` that of the gradient term, `results` what each pass
+    optimizer has none), `lr` the first step's learning rate, `mu` that of the gradient term, `clip` the norm to which
+    a secure run cuts what is sent, `results` what each pass
     gave, by its name."""
 
     examples: int
@@ -108,6 +110,7 @@ class Work:
     lr: float = 0.0
     norm: float = 0.0
     mu: float = 0.0
+    clip: float = math.inf
     loss_before: float | None = None
     results: Mapping[str, Tensors] = field(default_factory=dict)
 
@@ -171,7 +174,9 @@ class Base:
     tensor, flattened: the coordinator then never holds more than a tile, however large the model is. Without that
     promise they get whole tensors, and all of them at once. `rescales` says that what `finish` makes is in other units
     than weights, so that no part of the chain may keep a state on devices that follows what was sent. `private` says
-    that what `commit` keeps does not: it never looks at `sent`.
+    that what `commit` keeps does not: it never looks at `sent`. `chooses` says that `begin` names what is trained,
+    `measures` that a total depends on the update's norm, `shortens` that `finish` may change that norm.
+    `kernels` names what is not the same on every CPU and is called elsewhere than in `server`.
     """
 
     revision: ClassVar[int] = 1
@@ -180,6 +185,10 @@ class Base:
     elementwise: ClassVar[bool] = False
     rescales: ClassVar[bool] = False
     private: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
+    shortens: ClassVar[bool] = False
+    kernels: ClassVar[tuple[str, ...]] = ()
 
     def local(self, schema: Schema) -> frozenset[str]:
         """Names that never leave the device."""

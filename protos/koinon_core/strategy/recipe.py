@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from koinon_core.errors import UsageError
 from koinon_core.strategy.chain import Chain, chain
@@ -41,6 +42,9 @@ def dump(strategy: Strategy) -> dict[str, Any]:
                 f"the field {name!r} of {kind.__name__} is a {type(value).__name__}; "
                 "a recipe holds numbers, text, booleans and tuples of them"
             )
+    # What was added to a strategy later, and says nothing here, is left out: older devices do not know it.
+    later = getattr(kind, "later", {})
+    values = {name: value for name, value in values.items() if name not in later or value != later[name]}
     return {"name": name_of_kind, "revision": getattr(kind, "revision", 1), "fields": values}
 
 
@@ -97,6 +101,8 @@ def _fits(value: Any, wanted: Any) -> bool:
     """Whether `value` is of the plain type that a field is annotated with; of other annotations, anything is."""
     if get_origin(wanted) is tuple and get_args(wanted)[1:] == (...,):
         return isinstance(value, tuple) and all(_fits(v, get_args(wanted)[0]) for v in value)
+    if isinstance(wanted, UnionType) or get_origin(wanted) is Union:
+        return any(value is None if one is NoneType else _fits(value, one) for one in get_args(wanted))
     plain = _PLAIN.get(get_origin(wanted) or wanted)
     if plain is None:
         return True

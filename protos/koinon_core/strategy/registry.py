@@ -47,9 +47,13 @@ def lookup(name: str) -> type[Any]:
     full = name if "." in name else f"{_BUILT_IN}.{name}"
     if full in _KNOWN:
         return _KNOWN[full]
-    for point in _installed():
-        if name in (point.name, point.value.replace(":", ".")):
-            return _imported(point)
+    found = [p for p in _installed() if name in (p.name, _full(p))]
+    if len({p.value for p in found}) > 1:
+        raise UsageError(
+            f"two installed packages have a strategy {name!r}: write {' or '.join(sorted(_full(p) for p in found))}"
+        )
+    if found:
+        return _imported(found[0])
     near = get_close_matches(full, known(), n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise NotFound(
@@ -60,11 +64,16 @@ def lookup(name: str) -> type[Any]:
 
 def known() -> list[str]:
     """All names, sorted; of what is installed and not imported yet, too."""
-    return sorted(_KNOWN.keys() | {point.value.replace(":", ".") for point in _installed()})
+    return sorted(_KNOWN.keys() | {_full(point) for point in _installed()})
 
 
 def _installed() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=GROUP))
+
+
+def _full(point: EntryPoint) -> str:
+    """What recipes call it."""
+    return point.value.replace(":", ".")
 
 
 def _imported(point: EntryPoint) -> type[Any]:
@@ -78,6 +87,12 @@ def _imported(point: EntryPoint) -> type[Any]:
     if kind not in _KNOWN.values():
         raise UsageError(
             f"{point.value} is no registered strategy: its author must put @koinon.register above it"
+        )
+    if name_of(kind) != _full(point):
+        # Recipes have the name that it was registered by: elsewhere nobody would find it.
+        raise UsageError(
+            f"the strategy {point.name!r} is registered as {name_of(kind)}: its author must let the entry point say "
+            "where it is defined, not where it is imported again"
         )
     return kind  # type: ignore[no-any-return]  # it is among those that were registered
 

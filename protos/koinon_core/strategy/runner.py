@@ -5,6 +5,7 @@ without a device half of its own costs no copy of the model: the update is encod
 and after.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 from koinon_core.blob import NO_BYTES, Blob
@@ -12,6 +13,7 @@ from koinon_core.canonical import canonical, sha256
 from koinon_core.draft import Draft, MemoryDraft
 from koinon_core.errors import BadBlob, BadUpdate
 from koinon_core.round.terms import Terms
+from koinon_core.secure.agreement import Agreement
 from koinon_core.secure.device import Lanes, capped
 from koinon_core.secure.scratch import MemoryScratch, Scratches
 from koinon_core.strategy.chain import Chain
@@ -86,7 +88,10 @@ class LocalHalf:
         sent. `scratch` has room for what a secure round needs to read more than once."""
         layout, mine = self.layout.under(terms), _without_sdk(state)
         if terms.aggregation == "secure":  # what is over counts for as many
-            work = replace(work, examples=min(work.examples, terms.max_examples))
+            bounds = [group.bound for group in Agreement.of(terms).ring.groups if group.rotated]
+            work = replace(
+                work, examples=min(work.examples, terms.max_examples), clip=min(bounds, default=math.inf)
+            )
         changes = Made(lambda name, offset: _change(layout, start, end, name, offset))
         learned, up = None, Up(Tensors())
         if not self.light:
