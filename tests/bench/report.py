@@ -17,12 +17,12 @@ from typing import Any
 PACKAGES = ("koinon", "numpy", "grpcio", "protobuf", "sqlalchemy")
 
 
-def arguments(description: str, **counts: int) -> argparse.Namespace:
-    """The command line of a bench: --json FILE, and its own counts."""
+def arguments(description: str, **values: int | str) -> argparse.Namespace:
+    """The command line of a bench: --json FILE, and its own counts and words."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    for name, value in counts.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in values.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args()
 
 

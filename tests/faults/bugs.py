@@ -95,8 +95,8 @@ BUGS = (
         name="one-round-too-many",
         breaks="a run makes as many models as it was asked for",
         file=f"{_CORE}/run/machine.py",
-        old="if run.closed < run.spec.rounds:",
-        new="if run.closed <= run.spec.rounds:",
+        old="if run.closed < run.spec.rounds and not stopped:",
+        new="if run.closed <= run.spec.rounds and not stopped:",
     ),
     # -- the sum ----------------------------------------------------------------------------------------------
     Bug(
