@@ -113,7 +113,7 @@ def test_a_recipe_without_a_revision_is_of_the_first():
 def test_an_unknown_name_is_not_found_and_the_known_ones_are_listed(name):
     with pytest.raises(
         NotFound,
-        match=r"there is no strategy .*\(there are koinon\.CenteredClipping, koinon\.Clip, .*--plugin",
+        match=r"there is no strategy .*\(there are .*koinon\.CenteredClipping, koinon\.Clip, .*--plugin",
     ):
         load({"name": name, "revision": 1, "fields": {}})
 
