@@ -136,7 +136,7 @@ class FedExP(Base):
         if not (self.eps > 0 and self.most > 0):
             raise UsageError(f"FedExP's eps and most must be above 0, they are {self.eps} and {self.most}")
 
-    def totals(self) -> "dict[str, float]":
+    def totals(self) -> dict[str, float]:
         return {"expsq": self.most}
 
     def finish(self, d: State, down: State, work: Work, up: Up) -> Up:
