@@ -1,5 +1,6 @@
 """Fixtures: a real coordinator process, on a port of its own, with a database of its own."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -41,7 +42,10 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _logs() -> Iterator[None]:
     """What a test makes of the logs is over when it is."""
+    ours = logging.getLogger("koinon")
+    level = ours.level
     yield
+    ours.setLevel(level)
     structlog.reset_defaults()
 
 

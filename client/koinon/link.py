@@ -127,7 +127,7 @@ class GrpcLink:
         self._thread.start()
 
     def send(self, message: pb.DeviceMessage) -> None:
-        self._call(self._outbox.put_nowait, message)
+        self._call(self._queue, message)
 
     def answer(self, answer: pb.Answer | pb.Voice, blob: Blob) -> None:
         self._call(self._begin_answer, answer, blob)
@@ -262,8 +262,6 @@ class GrpcLink:
             return
         hit("link.heard", "welcome")
         self.token, self._worked_from = first.messages[0].welcome.token, self._loop.time()
-        while not self._outbox.empty():  # meant for the stream that is gone
-            self._outbox.get_nowait()
         self._receiver.connected()
         parts = (self._read(call), self._write(call), self._pulse(), self._hang_up())
         tasks = [self._loop.create_task(part) for part in parts]
@@ -318,6 +316,14 @@ class GrpcLink:
     def _put(self, request: pb.AttendRequest, message: pb.DeviceMessage) -> None:
         hit("link.said", message.WhichOneof("says") or "")
         request.messages.append(message)
+
+    def _queue(self, message: pb.DeviceMessage) -> None:
+        """Queue a message. A stream begins with its join: whatever stands before that, down to what the owner's thread
+        said while the stream was found, was meant for the one that is gone."""
+        if message.HasField("join"):
+            while not self._outbox.empty():
+                self._outbox.get_nowait()
+        self._outbox.put_nowait(message)
 
     async def _pulse(self) -> None:
         """Signs of life while work is under way: every third of the lease."""

@@ -116,6 +116,20 @@ def test_an_update_larger_than_a_message_is_sent_again_by_the_next_process(tmp_p
     outbox.close()
 
 
+def test_what_a_coordinator_of_another_history_says_became_of_an_update_is_not_believed():
+    talk = Talk().join()
+    talk.one.offered()
+    talk.ask(1)
+    talk.submit()
+    talk.one.connected()  # an older database is there now, which knows nothing of round 1
+    talk.receipt(1, pb.VERDICT_NOT_COUNTED)
+    assert talk.one.member.stage == "sent", "the update is kept until the run's history is known"
+    talk.one.heard(convert.standing("id", Standing(round=1, head="h0"), {}))
+    assert [round_ for round_, _ in talk.updates] == [1, 1], "and then its fate is asked for again"
+    talk.receipt(1, pb.VERDICT_COUNTED)
+    assert talk.one.member.stage != "sent"
+
+
 def test_an_owner_of_an_earlier_epoch_is_not_answered():
     talk = Talk().join()
     talk.one.offered()

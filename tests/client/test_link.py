@@ -1,8 +1,84 @@
-"""The link's pauses between attempts, with a clock and dice of the test's own."""
+"""The link: what a stream begins with, and the pauses between attempts, with a clock and dice of the test's own."""
 
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
 import pytest
 
-from koinon.link import Pauses
+from hostile import until
+from koinon.link import GrpcLink, Pauses
+from koinon_core.wire.methods import FLEET
+from koinon_core.wire.v1 import fleet_pb2 as pb
+
+
+class Ear:
+    """A coordinator that welcomes whoever comes, and notes what they say. `hang_up` ends the open stream."""
+
+    def __init__(self) -> None:
+        self.streams: list[list[str]] = []
+        self._open: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._server = grpc.server(ThreadPoolExecutor(8))
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._attend, FLEET.ATTEND.request.FromString, FLEET.ATTEND.response.SerializeToString
+        )
+        service = f"koinon.v1.{FLEET.ATTEND.service}"
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(service, {FLEET.ATTEND.name: handler})]
+        )
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def _attend(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        heard: list[str] = []
+        self.streams.append(heard)
+        self._open.put(context)
+        welcome = pb.CoordinatorMessage(welcome=pb.Welcome(token="t"))
+        yield pb.AttendResponse(messages=[welcome])
+        for request in requests:
+            heard += [message.WhichOneof("says") for message in request.messages]
+
+    def hang_up(self) -> None:
+        self._open.get(timeout=10).cancel()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+
+class Interrupting:
+    """A receiver whose owner hands in an update while a new stream is found, a moment before the link can say so."""
+
+    def __init__(self) -> None:
+        self.link: GrpcLink | None = None
+
+    def connected(self) -> None:
+        assert self.link is not None
+        self.link.send(pb.DeviceMessage(answer=pb.Answer(run="id", round=1)))
+        self.link.send(pb.DeviceMessage(join=pb.Join(run="id")))
+        self.link.send(pb.DeviceMessage(recall=pb.Recall(run="id")))
+
+    def heard(self, message: pb.CoordinatorMessage) -> None: ...
+    def failed(self, error: Exception) -> None: ...
+    def pulse(self) -> tuple[float, pb.DeviceMessage | None]:
+        return 1.0, pb.DeviceMessage(progress=pb.Progress(run="id", round=1))
+
+
+def test_a_stream_begins_with_its_join_whatever_the_owner_said_while_it_was_found():
+    ear, receiver = Ear(), Interrupting()
+    link = receiver.link = GrpcLink(f"127.0.0.1:{ear.port}", "a")
+    try:
+        link.start(receiver)
+        for stream in range(2):
+            until(lambda stream=stream: len(ear.streams) > stream and "recall" in ear.streams[stream])
+            assert ear.streams[stream][:2] == ["hello", "join"]
+            assert "answer" not in ear.streams[stream], "it was meant for the stream before"
+            if not stream:
+                ear.hang_up()
+    finally:
+        link.close()
+        ear.stop()
 
 
 def most(low: float, high: float) -> float:
