@@ -145,8 +145,8 @@ def check_upload(plan: Plan, size: int, terms: Terms | None = None) -> None:
 
 
 def _check(store: Store, plan: Plan, r: Round, answer: Answer, now: float) -> UpdateRow:
-    terms = r.terms
-    if answer.terms != terms.digest:
+    terms, work = r.terms, r.taken.get(answer.client)
+    if answer.terms != (work.terms if work is not None else terms.digest):
         raise RemoteProtocolError("the update was made under other terms than this round's")
     trained = terms.kind == "train"
     answer.head.check(trained=trained, max_examples=terms.max_examples, totals=plan.strategy.totals())
@@ -162,14 +162,15 @@ def _check(store: Store, plan: Plan, r: Round, answer: Answer, now: float) -> Up
         stats=answer.stats,
     )  # fmt: skip
     if trained:
-        _check_bytes(store, plan, terms, update)
+        _check_bytes(store, plan, terms, update, work.model if work is not None else terms.model)
         if inline is None:
             part = Part(terms.run, answer.round, answer.client)
             update = replace(update, upload_s=store.uploads.seconds(part, answer.digest))
     return update
 
 
-def _check_bytes(store: Store, plan: Plan, terms: Terms, update: UpdateRow) -> None:
+def _check_bytes(store: Store, plan: Plan, terms: Terms, update: UpdateRow, began: str) -> None:
+    """`began` is the digest of the model that the update was made from."""
     if update.data is not None:
         if sha256(update.data) != update.digest:
             raise BadBlob("the update's bytes are not what its digest says; send them again")
@@ -179,7 +180,7 @@ def _check_bytes(store: Store, plan: Plan, terms: Terms, update: UpdateRow) -> N
     check_codecs(reader, layout.how)
     model: Source = Held({})
     if any(way.rule == "equal" for way in layout.how.values()):
-        model = Reader(*store.window(terms.model), plan.spec.model, "the model")
+        model = Reader(*store.window(began), plan.spec.model, "the model")
     verify(reader, layout.update, layout.how, model)
 
 

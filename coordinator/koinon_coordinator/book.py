@@ -8,12 +8,12 @@ from koinon_coordinator.retention import Kept
 from koinon_coordinator.store import Incident, ModelVersion, PayloadRow, RunRow, SessionGone, Store, UpdateRow
 from koinon_core import run as runs
 from koinon_core.history import genesis
-from koinon_core.round.machine import rebuild
+from koinon_core.round.machine import Round, rebuild
 from koinon_core.run import Fact, Run
 from koinon_core.secure.sessions import public_keys
 from koinon_core.spec import RunSpec
 
-__all__ = ["Book", "Item", "fit_for", "read"]
+__all__ = ["Book", "Item", "fit_for", "read", "staged_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def read(store: Store, row: RunRow) -> Book:
     )  # fmt: skip
     kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
     open_ = run.round is not None and not run.round.over
-    staged = {u.client: u for u in store.updates(row.id, row.number)} if open_ else {}
+    staged = staged_of(store, run.round) if run.round is not None and open_ else {}
     said: dict[tuple[str, str], bytes] = {}
     if open_ and run.round is not None and run.round.secure:
         # What an earlier attempt masked is in no sum of this one.
@@ -94,6 +94,19 @@ def read(store: Store, row: RunRow) -> Book:
         key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
     )
     return Book(run, version, kept, staged, said, keys, row.audit_number, row.audit_hash)
+
+
+def staged_of(store: Store, r: Round) -> dict[str, UpdateRow]:
+    """The updates that a round has: in a buffered one, of whichever round gave their devices the work."""
+    if not r.buffered:
+        return {u.client: u for u in store.updates(r.terms.run, r.terms.round)}
+    rounds = sorted({r.round_of(client) for client in r.update.heard})
+    rows = [u for number in rounds for u in store.updates(r.terms.run, number)]
+    return {
+        u.client: u
+        for u in rows
+        if (u.round, u.digest) == (r.round_of(u.client), r.update.heard.get(u.client))
+    }
 
 
 def fit_for(book: Book, item: Item) -> Item:

@@ -4,15 +4,16 @@ Model, state and updates are read and written tile by tile, so that a round cost
 model and however many its devices. Runs in a worker thread; numpy and the codecs release the GIL for most of it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from koinon_coordinator.scratch import Room
-from koinon_coordinator.store import Content, Drafts, ModelVersion, Store, UpdateRow
+from koinon_coordinator.store import EVALUATED, Content, Drafts, ModelVersion, Store, UpdateRow
 from koinon_core.codec import Reader, Writer, as_they_are
 from koinon_core.ring import Sum
+from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
 from koinon_core.secure.total import Total
@@ -27,7 +28,7 @@ from koinon_core.strategy.closing import (
     judge,
     step,
 )  # fmt: skip
-from koinon_core.strategy.protocol import Strategy
+from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.strategy.shape import Shape, begin, shape_of
 from koinon_core.tiles import Held, Last, Sink, Source, Tee, copy
 from koinon_core.update import Layout
@@ -37,6 +38,7 @@ __all__ = [
     "Closed", "Plan", "close_round", "close_secure", "contributions_of", "first_version", "open_model", "open_update",
 ]  # fmt: skip
 
+_NOTHING: Mapping[str, Taken] = {}
 _WORTH = 0.9  # of a model's bytes: a difference that is larger is not worth a second content
 
 
@@ -144,24 +146,30 @@ def _three(drafts: Drafts, stack: ExitStack, plan: Plan) -> tuple[_Container, _C
 
 
 def contributions_of(
-    store: Store, plan: Plan, terms: Terms, staged: Sequence[UpdateRow]
+    store: Store, plan: Plan, terms: Terms, staged: Sequence[UpdateRow], taken: Mapping[str, Taken] = _NOTHING
 ) -> list[Contribution]:
-    """The accepted updates, by client, each behind a reader."""
+    """The accepted updates, by client, each behind a reader. `taken` says what those of a buffered round worked on."""
     trained = terms.kind == "train"
-    return [
-        Contribution(u.client, u.head, open_update(store, plan, terms.run, u) if trained else None)
-        for u in sorted(staged, key=lambda u: u.client)
-    ]
+    moves = Need.MODELS in plan.strategy.needs
+    made: list[Contribution] = []
+    for u in sorted(staged, key=lambda u: u.client):
+        one = Contribution(u.client, u.head, open_update(store, plan, terms.run, u) if trained else None)
+        if u.client in taken:
+            work = taken[u.client]
+            base = Reader(*store.window(work.model), plan.spec.model, "an older model") if moves else None
+            one = replace(one, age=terms.version - work.version, base=base)
+        made.append(one)
+    return made
 
 
 def close_round(
     store: Store, plan: Plan, terms: Terms, version: ModelVersion, staged: Sequence[UpdateRow],
-    drafts: Drafts | None = None, *, delta: bool = False,
+    drafts: Drafts | None = None, *, delta: bool = False, taken: Mapping[str, Taken] = _NOTHING,
 ) -> Closed:  # fmt: skip
     """Sum the `staged` updates and take the strategy's step. Raises BadBlob if no finite model comes of it. `drafts`
     takes what comes of it (default: the store's own); `replay` only looks at it. With `delta`, the difference to the
     model before is made too, for devices that hold that, if it is smaller than the model."""
-    contributions = contributions_of(store, plan, terms, staged)
+    contributions = contributions_of(store, plan, terms, staged, taken)
     if terms.kind == "evaluate":
         return _judged(version, evaluate(plan.strategy, terms, contributions))
 
@@ -170,7 +178,11 @@ def close_round(
             plan.strategy, plan.layout, plan.shape, terms, plan.population, w, state, contributions, into
         )
 
-    return _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
+    closed = _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
+    if not terms.buffered:
+        return closed
+    # The rows of updates do not say in which buffer an evaluation came.
+    return replace(closed, metrics={**closed.metrics, EVALUATED: float(closed.evaluated)})
 
 
 def close_secure(

@@ -77,8 +77,8 @@ class Devices:
         client, now = connection.client, self._fed.clock()
         counted = await self._fed.db(self._fed.store.last_counted, driver.run.id, client)
         r = driver.run.round
-        if r is not None and r.terms.round > driver.run.remembered and client in r.update.heard:
-            counted = max(counted, r.terms.round)  # or it is about to be
+        if r is not None and r.round_of(client) > driver.run.remembered and client in r.update.heard:
+            counted = max(counted, r.round_of(client))  # or it is about to be
         if counted <= known:
             return
         vital = Need.MEMORY in driver.plan.strategy.needs
@@ -143,7 +143,7 @@ class Devices:
             if answer.round <= (await self._fed.db(self._fed.store.run, row.id)).number:
                 raise Unavailable("the run went on elsewhere; this coordinator does not know that round")
             return "NOT_COUNTED", f"round {answer.round} has not begun"
-        if driver is None or driver.run.over or answer.round < driver.run.number:
+        if driver is None or driver.run.over or not driver.run.takes(answer.client, answer.round):
             return await self._fed.db(self._fed.store.verdict, row.id, answer.round, answer.client)
         job = partial(admit, self._fed.store, driver.plan, driver.run, answer, self._fed.clock())
         # A small one is done before a worker thread would have woken up.
@@ -188,6 +188,9 @@ class Devices:
             driver = self._fed.drivers.get(run)
             r = driver.run.round if driver else None
             if driver and r and digest in (r.terms.model, r.terms.down, driver.ledger.version.delta):
+                return driver
+            work = r.taken.get(connection.client) if r is not None else None
+            if work is not None and digest in (work.model, work.down):
                 return driver
         return None
 

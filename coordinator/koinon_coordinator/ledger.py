@@ -109,7 +109,8 @@ class Ledger:
             self._enter(book, change, "anchored", {"model": book.version.digest})
         about = {"epoch": self.epoch, "owner": self._store.owner, "away": fact.away}
         self._enter(book, change, "taken up", about)
-        book.kept, change.scrub = book.kept.after(book.run.spec, book.run.number - 1, book.run.best)
+        kept = book.kept.after(book.run.spec, book.run.number - 1, book.run.best, _at_work(book.run.round))
+        book.kept, change.scrub = kept
         change.opened = self._left_over(book.run)
         items = [Item(fact)]
         r = book.run.round
@@ -330,7 +331,7 @@ class Ledger:
         ]
         about = {"facts": facts_of(r), "head": book.run.head, "reason": close.reason, "devices": people}
         self._enter(book, change, "ended", about)
-        book.kept, scrub = book.kept.after(book.run.spec, close.round, book.run.best)
+        book.kept, scrub = book.kept.after(book.run.spec, close.round, book.run.best, _at_work(r))
         earlier = change.scrub
         change.scrub = replace(
             scrub, updates=earlier.updates + scrub.updates, states=earlier.states + scrub.states,
@@ -394,7 +395,9 @@ class Ledger:
         staged = [book.staged[c] for c in r.accepted]
         delta = self.plan.spec.downlink == "delta" and book.keeps_models
         if not r.secure:
-            return close_round(self._store, self.plan, r.terms, book.version, staged, delta=delta)
+            return close_round(
+                self._store, self.plan, r.terms, book.version, staged, delta=delta, taken=r.taken
+            )
         opened = self._sessions(book).opened()
         for suspect in sorted({c for one in opened for c in one.recovery.suspects}):
             self._log.warning("wrong shares were revealed", client=suspect, round=r.terms.round)
@@ -425,6 +428,15 @@ class Ledger:
 
 def _folding(run: Run) -> Round | None:
     return run.round if run.round is not None and run.round.stage == "folding" else None
+
+
+def _at_work(r: Round | None) -> int | None:
+    """The oldest round whose work some device of a buffered round still has, or has handed in for one that is open."""
+    if r is None or not r.buffered:
+        return None
+    return min(
+        (r.round_of(c) for c in r.update.awaited | (set() if r.over else r.update.heard.keys())), default=None
+    )
 
 
 def _outcomes(r: Round) -> list[tuple[str, str]]:

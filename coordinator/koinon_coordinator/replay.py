@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from koinon_coordinator.book import staged_of
 from koinon_coordinator.closing import Closed, Plan, close_round, contributions_of
 from koinon_coordinator.store import Content, RunRow, Store, UpdateRow
 from koinon_core.blob import Window
@@ -57,7 +58,7 @@ def _one(store: Store, plan: Plan, run: str, number: int) -> Replayed:
         return Replayed(number, "mismatch" if problem else "by design", problem or _BY_DESIGN)
     if not r.made.sum:
         return Replayed(number, "gone", "an older version closed it, and kept no digest of its sum")
-    updates = {u.client: u for u in store.updates(run, number)}
+    updates = staged_of(store, r)
     before = store.model_before(run, number)
     if missing := [c for c in r.accepted if c not in updates]:
         return Replayed(number, "gone", f"{len(missing)} of its {len(r.accepted)} updates are kept no longer")
@@ -66,7 +67,7 @@ def _one(store: Store, plan: Plan, run: str, number: int) -> Replayed:
     try:
         problem = _damaged(store, run, r, updates)
         accepted = [updates[c] for c in r.accepted]
-        again = close_round(store, plan, r.terms, before, accepted, _Looked)
+        again = close_round(store, plan, r.terms, before, accepted, _Looked, taken=r.taken)
         problem = problem or _differs(store, plan, r, again, accepted)
     except KoinonError as error:
         problem = str(error)
@@ -151,7 +152,7 @@ def _differs(store: Store, plan: Plan, r: Round, again: Closed, updates: Sequenc
 
 def _older_sum(store: Store, plan: Plan, r: Round, updates: Sequence[UpdateRow]) -> str:
     """The digest of the sum as a round has it that Koinon 0.2 closed."""
-    contributions = contributions_of(store, plan, r.terms, updates)
+    contributions = contributions_of(store, plan, r.terms, updates, r.taken)
     numbers = numbers_of(plan.strategy, r.terms, contributions)
     how = plan.layout.under(r.terms).how
     return sum_in_one_piece(staged(plan.strategy, contributions), plan.layout.update, how, numbers)

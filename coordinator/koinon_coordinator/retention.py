@@ -22,17 +22,25 @@ class Kept:
     def with_version(self, version: ModelVersion) -> "Kept":
         return replace(self, versions=(*self.versions, version))
 
-    def after(self, spec: RunSpec, number: int, best: Found | None = None) -> tuple["Kept", Scrub]:
-        """What is still kept once round `number` is over, and what goes. The best model so far stays.
+    def after(
+        self, spec: RunSpec, number: int, best: Found | None = None, at_work: int | None = None
+    ) -> tuple["Kept", Scrub]:
+        """What is still kept once round `number` is over, and what goes. The best model so far stays, and so does
+        whatever the work of round `at_work` and later ones stands on, which some devices still have.
 
         The updates of a round are of use only together with the state that it stood on, so both go together. The
         newest model and its state always stay. Rounds that made no model leave gaps: what is kept for a round is the
         version that it stood on, however old that is.
         """
-        updates = tuple(n for n in self.rounds if n <= number - spec.updates_kept)
+        needed = number if at_work is None else at_work - 1
+        # An asynchronous round's updates are of earlier rounds, too.
+        older = min(
+            needed, number - spec.updates_kept - (spec.staleness if spec.buffer and spec.updates_kept else 0)
+        )
+        updates = tuple(n for n in self.rounds if n <= older)
         rounds = tuple(n for n in self.rounds if n not in updates)
-        states = tuple(v for v in self._unused(number - spec.updates_kept) if v.state or v.down or v.delta)
-        unused = self._unused(number - spec.models_kept)
+        states = tuple(v for v in self._unused(older) if v.state or v.down or v.delta)
+        unused = self._unused(min(needed, number - spec.models_kept))
         models = tuple(v for v in unused if best is None or v.round != best.round)
         bare = {v.round for v in states}
         versions = tuple(

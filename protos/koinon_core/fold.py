@@ -7,7 +7,7 @@ nothing can overflow is proven when the run is submitted: bound * 2^grid * max w
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 
 from koinon_core import codecs
 from koinon_core.codec import Reader
-from koinon_core.codecs.tile import Tile
+from koinon_core.codecs.tile import Plain, Tile
 from koinon_core.errors import BadBlob, LocalProtocolError, UsageError
 from koinon_core.schema import Schema
 from koinon_core.sections import How
 from koinon_core.tensors import Array
 from koinon_core.tiles import TILE, Source, spans
 
-__all__ = ["Staged", "Sum", "check_codecs", "counted", "grid_for", "sum_in_one_piece", "verify"]
+__all__ = ["Moved", "Staged", "Sum", "check_codecs", "counted", "grid_for", "sum_in_one_piece", "verify"]
 
 Ways = Mapping[str, How]
+Moved = Callable[[str, int], Array | None]
+"""A tile of what is added to a section, by name and offset; None for a section that stays as it is."""
 _FINEST, _COARSEST = 40, 16
 
 
@@ -86,10 +88,24 @@ def _same(a: Array, b: Array) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """One verified update: its integer weight, and its tensors behind a reader."""
+    """One verified update: its integer weight, and its tensors behind a reader. `share` is what of it counts, and
+    `moved`, which has some of the update's sections, is added to it before that: an asynchronous run's updates are
+    from older models."""
 
     weight: int
     reader: Reader
+    share: float = 1.0
+    moved: Moved | None = None
+
+    def add_to(self, acc: NDArray[np.int64], name: str, offset: int, way: How) -> None:
+        """Add a tile of a section to an exact sum."""
+        tile: Tile = self.reader.tile(name, offset)
+        if self.share != 1.0 or self.moved is not None:
+            values = tile.values().astype(np.float64)
+            if self.moved is not None and (by := self.moved(name, offset)) is not None:
+                values += by
+            tile = Plain(values * self.share)
+        tile.add_to(acc, self.weight, way.grid, way.bound, name)
 
 
 class Sum:
@@ -116,7 +132,7 @@ class Sum:
             size = self._schema.by_name[name].size
             exact: Array = np.zeros(min(TILE, size - offset), dtype=np.int64)
             for s in self._staged:
-                s.reader.tile(name, offset).add_to(exact, s.weight, way.grid, way.bound, name)
+                s.add_to(exact, name, offset, way)
         else:
             exact = reduce(np.maximum, (s.reader.values(name, offset) for s in self._staged))
         if (name, offset) not in self._digests:

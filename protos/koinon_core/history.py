@@ -34,7 +34,14 @@ def facts_of(r: Round) -> dict[str, Any]:
         "round": r.terms.round,
         "kind": r.terms.kind,
         "outcome": r.stage,
-        "accepted": [[client, "" if r.secure else r.update.heard[client]] for client in accepted],
+        "accepted": [
+            [
+                client,
+                "" if r.secure else r.update.heard[client],
+                *([r.round_of(client)] if r.buffered else []),
+            ]
+            for client in accepted
+        ],
         "sum": r.made.sum,
         "model": r.made.model,
         "state": r.made.state,

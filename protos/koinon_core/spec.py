@@ -27,6 +27,7 @@ from koinon_core.secure.levels import level_of
 from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
 from koinon_core.strategy import recipe
+from koinon_core.strategy.buffered import check_buffered
 from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.strategy.robust_sum import robust_parts
 from koinon_core.update import Layout, layout_of
@@ -80,6 +81,10 @@ class RunSpec:
     phase           secure: how long each of the short collections lasts
     clip            secure: the largest Euclidean norm of a device's change; a longer one is scaled down to it
     metrics         secure: the names of the metrics that are summed; others stay on the device
+    buffer          asynchronous: updates that make a model, whichever rounds their devices began in (0: rounds wait for
+                    their devices). A device has one in a model at most
+    concurrency     asynchronous: devices at work at a time; 0: all that are ready, up to `max_clients`
+    staleness       asynchronous: how many models may have been made since a device was given its work
     """
 
     name: str
@@ -117,6 +122,9 @@ class RunSpec:
     metrics: tuple[str, ...] = ("loss", "accuracy")
     evaluate_every: int = 1
     best: Mapping[str, Any] = field(default_factory=dict)
+    buffer: int = 0
+    concurrency: int = 0
+    staleness: int = 10
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -179,7 +187,8 @@ class RunSpec:
     def _check_numbers(self) -> None:
         at_least = {
             "rounds": 1, "min_clients": 1, "max_clients": 1, "max_examples": 1, "patience": 1, "seed": 0,
-            "over_selection": 1, "join_wait": 0, "groups": 1, "evaluate_every": 1,
+            "over_selection": 1, "join_wait": 0, "groups": 1, "evaluate_every": 1, "buffer": 0, "concurrency": 0,
+            "staleness": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -204,8 +213,34 @@ class RunSpec:
                 f"population = {self.population} is smaller than min_clients = {self.min_clients}: no round "
                 "could ever close"
             )
+        self._check_buffer()
         if self.devices < self.min_clients:
             raise UsageError(f"max_clients = {self.max_clients} is below min_clients = {self.min_clients}")
+
+    def _check_buffer(self) -> None:
+        """What an asynchronous run cannot have."""
+        if not self.buffer:
+            if self.concurrency:
+                raise UsageError(
+                    f"concurrency = {self.concurrency} is about asynchronous runs: set buffer to the number of updates "
+                    "that make a model, or use clients"
+                )
+            return
+        if self.secure:
+            raise UsageError(
+                f"buffer = {self.buffer} makes the run asynchronous, and a secure sum is one of updates of the same "
+                "model; say aggregation = 'open', or drop buffer: with keys = 'ready' and over_selection slow devices "
+                "hold up no secure round either"
+            )
+        if self.clients is not None or self.over_selection != 1.0:
+            raise UsageError(
+                f"in a run with buffer = {self.buffer} no round chooses its devices; give concurrency in the place of "
+                "clients and over_selection"
+            )
+        if self.min_clients > self.buffer:
+            raise UsageError(
+                f"min_clients = {self.min_clients} is more than the buffer of {self.buffer} updates; lower it"
+            )
 
     @property
     def secure(self) -> bool:
@@ -220,6 +255,8 @@ class RunSpec:
     @property
     def devices(self) -> int:
         """The most devices whose updates one round may sum."""
+        if self.buffer:
+            return self.buffer
         if self.clients is None:
             return self.max_clients
         return math.ceil(self.clients * self.over_selection)
@@ -296,6 +333,7 @@ class RunSpec:
                     f"{type(rule).__name__} needs {rule.fewest} updates, and a round may close with min_clients = "
                     f"{self.min_clients}; raise min_clients, or let the rule stand fewer"
                 )
+        check_buffered(strategy, self.buffer)
         layout = layout_of(
             self.model, strategy, [Section.make(table) for table in self.sections],
             codec="raw" if self.secure else self.codec, bound=self.bound, grid=self.grid_of, secure=self.secure,
@@ -361,6 +399,8 @@ class RunSpec:
                 raise UsageError(f"the run's config has no key {key!r}; {hint} (your own go under [config])")
         if values.get("aggregation", "secure") == "secure":
             values = {"min_clients": rules.FEWEST, "max_examples": rules.LARGEST_WEIGHT, **values}
+        elif values.get("buffer"):
+            values = {"min_clients": 1, **values}
         for name in ("over_selection", "join_wait", "deadline", "lease", "bound", *_SHARES):
             value = values.get(name)
             if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
@@ -375,7 +415,7 @@ _SHARES = ("gamma", "delta", "phase", "clip")
 _LATER = {
     "retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta", "keys": "ready", "attempts": 3,
     "gamma": 0.05, "delta": 0.10, "hardened": False, "phase": 30.0, "clip": 16.0, "metrics": ("loss", "accuracy"),
-    "evaluate_every": 1, "best": {},
+    "evaluate_every": 1, "best": {}, "buffer": 0, "concurrency": 0, "staleness": 10,
 }  # fmt: skip
 
 

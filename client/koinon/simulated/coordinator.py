@@ -31,8 +31,9 @@ from koinon_core.strategy.closing import (
     judge,
     step,
 )  # fmt: skip
+from koinon_core.strategy.protocol import Need
 from koinon_core.strategy.shape import begin, shape_of
-from koinon_core.tiles import Gather, Held
+from koinon_core.tiles import Gather, Held, Source
 from koinon_core.update import Head
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -93,6 +94,7 @@ class House:
         self.models = [self.machine.model]
         self._made_by = 0
         self._silent: dict[str, int] = {}
+        self._counted: set[tuple[int, str]] = set()
         self._arrives: dict[str, float] = {}
         self._ticking: float | None = None
 
@@ -161,6 +163,9 @@ class House:
         now, r = self.world.now, self.machine.round
         if r is not None and self.machine.wants(client, answer.round):
             try:
+                work = r.taken.get(client)
+                if answer.terms_digest != (work.terms if work is not None else r.terms.digest):
+                    raise BadBlob("the update was made under other terms than those of its work")
                 head = convert.head_from(answer.head)
                 head.check(
                     trained=r.terms.kind == "train", max_examples=r.terms.max_examples,
@@ -228,7 +233,7 @@ class House:
                 case effects.Close():
                     self._note(moved.run.round)
                 case runs.Recall(client, number):
-                    counted = any(r.number == number and client in r.clients for r in self.rounds)
+                    counted = (number, client) in self._counted
                     stored: Verdict = "COUNTED" if counted else "NOT_COUNTED"
                     why = "" if counted else f"late: round {number} is over"
                     self._tell(client, convert.receipt(self.machine.id, number, stored, why))
@@ -242,6 +247,7 @@ class House:
 
     def _note(self, r: Round | None) -> None:
         assert r is not None
+        self._counted |= {(r.round_of(client), client) for client in r.accepted if r.stage == "closed"}
         own = self.metrics.get(r.terms.round, {})
         self.rounds.append(RoundSummary(r.terms.round, r.stage, r.reason, r.accepted, own))
         self.staged.clear()
@@ -292,7 +298,7 @@ class House:
             self.metrics.setdefault(about, {})[name] = value
         if trained:
             self.model, self.state, self._made_by = model.tensors, state.tensors, number
-            self.contents.clear()  # nobody asks for an older model once this round is closed
+            self._forget(r)
             self.models.append(self._keep_model())
             self._down = self._keep(codec.encode(down.tensors, self.shape.down)) if self.shape.down else ""
         return runs.Folded(
@@ -300,18 +306,32 @@ class House:
             weights=made.weights or self.machine.weights, tuning=made.tuning, watched=watched,
         )  # fmt: skip
 
+    def _forget(self, r: Round) -> None:
+        """Nobody asks for an older model once this round is closed, but who works on it for the next one."""
+        going_on = [r.taken[client] for client in r.update.awaited if client in r.taken]
+        wanted = {digest for work in going_on for digest in (work.model, work.down)}
+        self.contents = {digest: blob for digest, blob in self.contents.items() if digest in wanted}
+
     def _close(self, r: Round, accepted: Sequence[str], into: Into) -> Closing:
         trained = r.terms.kind == "train"
         contributions = [
-            Contribution(c, self.staged[c][0], self._reader(self.staged[c][1]) if trained else None)
+            Contribution(
+                c, self.staged[c][0], self._reader(self.staged[c][1]) if trained else None, r.age(c), self._base(r, c)
+            )
             for c in accepted
-        ]
+        ]  # fmt: skip
         if not trained:
             return evaluate(self.strategy, r.terms, contributions)
         return close(
             self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
             Held(self.state), contributions, into,
         )  # fmt: skip
+
+    def _base(self, r: Round, client: str) -> Source | None:
+        """The model that a device began with, where a buffered round's strategy needs it."""
+        if client not in r.taken or Need.MODELS not in self.strategy.needs:
+            return None
+        return Held(codec.decode(self.contents[r.taken[client].model], self.spec.model))
 
     def _summed(self, r: Round, accepted: Sequence[str], into: Into) -> Closing:
         """The same of a secure round, of which the sum is all that there is."""

@@ -369,10 +369,11 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
                 }
             )  # fmt: skip
         there = set(participants(before)) if before is not None else set()
-        for client, status, reason in participants(r):
-            if (client, status, reason) in there:
+        for about in participants(r):
+            if about in there:
                 continue
-            row = {"run": run, "round": number, "client": client, "status": status, "reason": reason}
+            asked_in, client, status, reason = about
+            row = {"run": run, "round": asked_in, "client": client, "status": status, "reason": reason}
             at = answered.get((number, client))
             (others if at is None else heard).append(row if at is None else {**row, "answered_at": at})
     moving = ("stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down", "link", "head", "fold_s")
@@ -382,20 +383,22 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
     _upsert(tx, models.Participant, others, key, ("status", "reason"))
 
 
-def participants(r: Round) -> Iterable[tuple[str, str, str]]:
-    """(client, status, reason) of everyone in a round, as the operator sees them."""
+def participants(r: Round) -> Iterable[tuple[int, str, str, str]]:
+    """(round that asked, client, status, reason) of everyone in a round, as the operator sees them."""
     if r.stage == "joined":
-        yield from ((client, "joined", "") for client in r.joined.heard)
+        yield from ((r.terms.round, client, "joined", "") for client in r.joined.heard)
     for client in sorted(r.update.asked):
+        number = r.round_of(client)
         if client in r.update.heard:
             status = {"closed": "counted", "abandoned": "not_counted"}.get(r.stage, "staged")
-            yield client, status, r.reason if r.stage == "abandoned" else ""
+            elsewhere = f"in round {r.terms.round}" if number != r.terms.round else ""
+            yield number, client, status, r.reason if r.stage == "abandoned" else elsewhere
         elif client in r.update.left:
-            yield client, "left", r.update.left[client]
-        elif r.stage in ("update", *MASKED_STAGES):
-            yield client, "asked", ""
+            yield number, client, "left", r.update.left[client]
+        elif r.stage in ("update", *MASKED_STAGES) or r.buffered:  # who works for a buffer goes on
+            yield number, client, "asked", ""
         else:
-            yield client, "cancelled" if r.stage == "abandoned" else "late", r.reason
+            yield number, client, "cancelled" if r.stage == "abandoned" else "late", r.reason
 
 
 def see_device(tx: Connection, name: str, version: str, at: float) -> None:

@@ -31,7 +31,7 @@ from koinon_core.codec import Window
 from koinon_core.errors import Conflict, NotFound, StoreError
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
-from koinon_core.round.events import Event
+from koinon_core.round.events import Carried, Event
 
 __all__ = ["Store"]
 
@@ -95,7 +95,8 @@ class Store:
         """Put the folder in order, before anything else uses it: take in what an older version kept elsewhere, remove
         what no row names. Returns how many files went."""
         rows = self.runs()
-        open_ = {(row.id, row.number) for row in rows if row.status in ("running", "paused")}
+        going_on = [row for row in rows if row.status in ("running", "paused")]
+        open_ = {(row.id, number) for row in going_on for number in (row.number, *self._carried(row))}
         kept = {(row.id, number) for row in rows for number in self.kept_rounds(row.id)}
         for run, number in sorted(kept):
             named = set()
@@ -116,6 +117,11 @@ class Store:
                 self.vault.destroy(run, number)
         contents = self._read("contents", queries.contents)
         return self.blobs.sweep({digest for digest, _, file in contents if file})
+
+    def _carried(self, row: RunRow) -> set[int]:
+        """Earlier rounds whose work the run's open round awaits."""
+        carried = [event for event in self.events(row.id, row.number) if isinstance(event, Carried)]
+        return {work.round for event in carried for work in event.work}
 
     # -- writing ----------------------------------------------------------------------------------------------
 

@@ -247,31 +247,37 @@ class _Rounds:
 
     def _people(self, r: Round) -> Iterator[tuple[str, str]]:
         """Participants and updates against those whom the round asked and heard."""
-        p, number = models.Participant, r.terms.round
+        p, people = models.Participant, list(changes.participants(r))
+        rounds = {r.terms.round} | {number for number, *_ in people}
         rows = self.tx.execute(
-            select(p.client, p.status, p.reason).where(p.run == self.row.id, p.round == number)
+            select(p.round, p.client, p.status, p.reason).where(p.run == self.row.id, p.round.in_(rounds))
         )
-        told = {client: (status, reason) for client, status, reason in rows}
-        for client, status, reason in changes.participants(r):
-            if told.get(client) != (status, reason):
-                yield f"its row says {told.get(client)}, the events {(status, reason)}", client
+        told = {(number, client): (status, reason) for number, client, status, reason in rows}
+        for number, client, status, reason in people:
+            if r.over and status == "asked":
+                continue  # it went on, and a later round says what became of it
+            if told.get((number, client)) != (status, reason):
+                yield f"its row says {told.get((number, client))}, the events {(status, reason)}", client
         accepted = set(r.accepted) if r.stage == "closed" else set()
-        for client in sorted(
-            c for c, (status, _) in told.items() if status == "counted" and c not in accepted
-        ):
-            yield "it is told that it counted, and it is not in the sum", client
+        for (number, client), (status, reason) in sorted(told.items()):
+            elsewhere = r.buffered and (number != r.terms.round or reason.startswith("in round "))
+            if status == "counted" and client not in accepted and not elsewhere:
+                yield "it is told that it counted, and it is not in the sum", client
         yield from self._updates(r)
         if r.secure and r.over:
             yield from self._left_over(r)
 
     def _updates(self, r: Round) -> Iterator[tuple[str, str]]:
-        u, number = models.Update, r.terms.round
+        u = models.Update
         columns = (
-            u.client, u.digest, u.size, u.kept, u.data, u.codec, u.head, u.at, u.seal, u.stats, u.upload_s,
+            u.round, u.client, u.digest, u.size, u.kept, u.data, u.codec, u.head, u.at, u.seal, u.stats, u.upload_s,
         )  # fmt: skip
-        rows = self.tx.execute(select(*columns).where(u.run == self.row.id, u.round == number))
+        asked_in = {r.terms.round} | {r.round_of(client) for client in r.update.heard}
+        rows = self.tx.execute(select(*columns).where(u.run == self.row.id, u.round.in_(asked_in)))
         there = set()
-        for client, digest, size, kept, data, codec, said, at, seal, stats, upload_s in rows:
+        for number, client, digest, size, kept, data, codec, said, at, seal, stats, upload_s in rows:
+            if r.buffered and (client not in r.update.heard or number != r.round_of(client)):
+                continue  # another round's
             there.add(client)
             head = Head.from_json(said)
             if r.secure:  # it says nothing: what there is to say went into the sum

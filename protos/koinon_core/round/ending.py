@@ -9,19 +9,23 @@ __all__ = ["abandon", "late", "refuse"]
 
 
 def refuse(r: Round, client: str, reason: str) -> Effects:
-    return (Receipt(client, r.terms.round, "NOT_COUNTED", reason),)
+    return (Receipt(client, r.round_of(client), "NOT_COUNTED", reason),)
 
 
 def late(r: Round) -> str:
     return f"late: round {r.terms.round} {r.reason or 'had all the updates it waited for'}"
 
 
-def abandon(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
-    """End the round without a model; `reason` says what the round did ("lost its quorum: ...")."""
-    number, why = r.terms.round, f"round {r.terms.round} {reason}"
+def abandon(r: Round, at: float, reason: str, *, carries: bool = False) -> tuple[Round, Effects]:
+    """End the round without a model; `reason` says what the round did ("lost its quorum: ..."). With `carries`, those
+    who still work go on, for the round after it."""
+    why = f"round {r.terms.round} {reason}"
     # What a device of a secure round has done may be handed in, though nothing of it is here yet.
     had = r.update.asked - r.update.left.keys() if r.secure else r.update.heard.keys()
-    told = tuple(Receipt(client, number, "NOT_COUNTED", why) for client in sorted(had))
-    dropped = tuple(Cancel(client, number, why) for client in sorted(r.update.awaited - had))
+    told = tuple(Receipt(client, r.round_of(client), "NOT_COUNTED", why) for client in sorted(had))
+    out = () if carries else sorted(r.update.awaited - had)
+    dropped = tuple(Cancel(client, r.round_of(client), why) for client in out)
     r = replace(r, stage="abandoned", ended_at=at, reason=reason)
+    if r.buffered and not carries:
+        r = replace(r, update=replace(r.update, left={**r.update.left, **dict.fromkeys(out, why)}))
     return r, (*told, *dropped, Close(r.terms.round, False, reason))

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from koinon_core.errors import StoreError
+from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Terms
 
 __all__ = [
-    "Cancelled", "Event", "Folded", "Heard", "Left", "Opened", "Spoiled", "TakenUp", "Tick", "Unfoldable", "Voiced",
-    "dump", "load",
+    "Cancelled", "Carried", "Event", "Folded", "Heard", "Left", "Opened", "Spoiled", "TakenUp", "Tick", "Unfoldable",
+    "Voiced", "dump", "load",
 ]  # fmt: skip
 
 
@@ -21,6 +22,14 @@ class Opened:
 
     at: float
     terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """These devices still work on what earlier rounds gave them: a buffered round awaits their updates."""
+
+    at: float
+    work: tuple[Taken, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +115,10 @@ class TakenUp:
     away: float
 
 
-Event = Opened | Heard | Voiced | Left | Tick | Folded | Unfoldable | Spoiled | Cancelled | TakenUp
+Event = Opened | Carried | Heard | Voiced | Left | Tick | Folded | Unfoldable | Spoiled | Cancelled | TakenUp
 _KINDS: dict[str, type[Any]] = {
     k.__name__: k
-    for k in (Opened, Heard, Voiced, Left, Tick, Folded, Unfoldable, Spoiled, Cancelled, TakenUp)
+    for k in (Opened, Carried, Heard, Voiced, Left, Tick, Folded, Unfoldable, Spoiled, Cancelled, TakenUp)
 }
 
 
@@ -123,6 +132,8 @@ def load(kind: str, values: dict[str, Any]) -> Event:
     try:
         if kind == "Opened":
             return Opened(values["at"], Terms(**values["terms"]))
+        if kind == "Carried":
+            return Carried(values["at"], tuple(Taken(**work) for work in values["work"]))
         if kind == "Voiced":
             values = {**values, "missing": tuple(values.get("missing", ()))}
         event: Event = _KINDS[kind](**values)

@@ -6,6 +6,7 @@ name, and the model stays as it was.
 
     open:    joined -> update -> folding -> closed        (or, from anywhere, -> abandoned)
     secure:  joined -> keys -> shares -> masked -> consistent -> reveal -> folding -> closed       (`masked.py`)
+    buffered:          update -> folding -> closed                                               (`buffered.py`)
 
 `joined` has no deadline until its quorum is there: a round without enough devices waits, and says so (unless its
 terms have patience for a while only, as those of an evaluation).
@@ -16,11 +17,12 @@ from dataclasses import replace
 from functools import reduce
 
 from koinon_core.errors import LocalProtocolError
-from koinon_core.round import masked
+from koinon_core.round import buffered, masked
 from koinon_core.round.effects import Ask, Cancel, Close, Fold, Receipt
 from koinon_core.round.ending import abandon, late, refuse
 from koinon_core.round.events import (
     Cancelled,
+    Carried,
     Event,
     Folded,
     Heard,
@@ -43,6 +45,8 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
     if isinstance(event, Opened):
         if round_ is not None:
             raise LocalProtocolError(f"round {event.terms.round} was opened twice")
+        if event.terms.buffered:
+            return buffered.opened(event), ()
         gives_up_at = event.at + event.terms.patience if event.terms.patience else None
         return Round(
             terms=event.terms, stage="joined", joined=Collection(deadline=gives_up_at), update=Collection(),
@@ -51,15 +55,17 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
     if round_ is None:
         raise LocalProtocolError(f"a round must be opened before {event}")
     match event:
+        case Carried():
+            return buffered.carried(round_, event), ()
         case Heard(collection="joined"):
-            return _joined(round_, event)
+            return (buffered.give if round_.buffered else _joined)(round_, event)
         case Heard(collection="update"):
             return _updated(round_, event)
         case Heard():
             return round_, (
                 Receipt(
                     event.client,
-                    round_.terms.round,
+                    round_.round_of(event.client),
                     "NOT_COUNTED",
                     f"no collection {event.collection!r} here",
                 ),
@@ -75,7 +81,11 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
         case Folded():
             return _folded(round_, event)
         case Unfoldable():
-            return (round_, ()) if round_.over else abandon(round_, event.at, event.reason)
+            return (
+                (round_, ())
+                if round_.over
+                else abandon(round_, event.at, event.reason, carries=round_.buffered)
+            )
         case TakenUp(away=away):
             return _taken_up(round_, away), ()
         case Cancelled():
@@ -124,10 +134,10 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
         if r.update.heard[client] != event.digest:
             return r, refuse(r, client, "a second, different update for this round is refused")
         if r.stage == "closed":
-            return r, (Receipt(client, r.terms.round, "COUNTED"),)
+            return r, (Receipt(client, r.round_of(client), "COUNTED"),)
         if r.stage == "abandoned":
             return r, refuse(r, client, f"round {r.terms.round} {r.reason}")
-        return r, (Receipt(client, r.terms.round, "STAGED"),)
+        return r, (Receipt(client, r.round_of(client), "STAGED"),)
     if client not in r.update.asked:
         return r, refuse(r, client, "this device was not asked in this round")
     if client in r.update.left:
@@ -136,7 +146,7 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
         return r, refuse(r, client, late(r))
     r = replace(r, update=r.update.hear(client, event.digest))
     r, effects = _settle(r, event.at)
-    return r, (Receipt(client, r.terms.round, "STAGED"), *effects)
+    return r, (Receipt(client, r.round_of(client), "STAGED"), *effects)
 
 
 def _left(r: Round, event: Left) -> tuple[Round, Effects]:
@@ -150,11 +160,13 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
     if r.stage != "update" or event.client not in r.update.awaited:
         return r, ()  # what was heard stays in the sum, whatever its sender does next
     r, effects = _settle(replace(r, update=r.update.lose(event.client, reason)), event.at)
-    return r, (Receipt(event.client, r.terms.round, "NOT_COUNTED", reason), *effects)
+    return r, (Receipt(event.client, r.round_of(event.client), "NOT_COUNTED", reason), *effects)
 
 
 def _settle(r: Round, at: float) -> tuple[Round, Effects]:
     """Close or abandon as soon as waiting longer cannot help."""
+    if r.buffered:
+        return _fold(r, at, "") if buffered.settled(r) else (r, ())
     heard, awaited = r.update.heard, r.update.awaited
     if len(heard) >= r.goal or (not awaited and r.enough(heard)):
         return _fold(r, at, "")
@@ -166,12 +178,17 @@ def _settle(r: Round, at: float) -> tuple[Round, Effects]:
 
 def _fold(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
     r = replace(r, stage="folding", folding_at=at, reason=reason)
-    dropped = tuple(Cancel(client, r.terms.round, late(r)) for client in sorted(r.update.awaited))
+    out = () if r.buffered else sorted(r.update.awaited)  # who works for a buffer goes on
+    dropped = tuple(Cancel(client, r.terms.round, late(r)) for client in out)
     return r, (*dropped, Fold(r.accepted))
 
 
 def _tick(r: Round, at: float) -> tuple[Round, Effects]:
     waiting = r.collecting
+    if r.buffered and r.stage == "update":
+        r, told = buffered.overdue(r, at)
+        r, effects = _settle(r, at)
+        return r, (*told, *effects)
     if waiting is None or waiting.deadline is None or at < waiting.deadline:
         return r, ()
     if r.stage == "joined":
@@ -190,6 +207,8 @@ def _tick(r: Round, at: float) -> tuple[Round, Effects]:
 
 def _taken_up(r: Round, away: float) -> Round:
     waiting = r.collecting
+    if r.buffered and r.stage == "update":
+        return buffered.taken_up(r, away)
     if waiting is None or waiting.deadline is None:
         return r
     later = replace(waiting, deadline=waiting.deadline + away)
@@ -206,6 +225,7 @@ def _taken_up(r: Round, away: float) -> Round:
 def _folded(r: Round, event: Folded) -> tuple[Round, Effects]:
     if r.stage != "folding":
         raise LocalProtocolError(f"round {r.terms.round} was summed in stage {r.stage!r}")
-    receipts = tuple(Receipt(client, r.terms.round, "COUNTED") for client in r.accepted)
+    receipts = tuple(Receipt(client, r.round_of(client), "COUNTED") for client in r.accepted)
     r = replace(r, stage="closed", ended_at=event.at, made=Made(event.model, event.state, event.sum))
-    return r, (*receipts, Close(r.terms.round, True, r.reason))
+    r, dropped = buffered.outdated(r) if r.buffered else (r, ())
+    return r, (*receipts, *dropped, Close(r.terms.round, True, r.reason))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from koinon_core.round.effects import Effect
+from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Terms
 from koinon_core.secagg.cohort import Cohort
 
@@ -82,7 +83,7 @@ class Round:
     """One round's state. It is a value: `step` returns a new one.
 
     `update` says of everybody who was asked what became of their update; in a secure round the collection that is
-    under way is `masking.now`.
+    under way is `masking.now`. In a buffered round `taken` says what each of them works on.
     """
 
     terms: Terms
@@ -98,6 +99,7 @@ class Round:
     reason: str = ""
     made: Made = Made()
     masking: Masking = Masking()
+    taken: Mapping[str, Taken] = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
@@ -114,8 +116,23 @@ class Round:
         return len(set(heard)) >= self.terms.quorum
 
     @property
+    def buffered(self) -> bool:
+        return self.terms.buffered
+
+    def round_of(self, client: str) -> int:
+        """The round whose work a device answers: this one, but for what a buffered round goes on with."""
+        return self.taken[client].round if client in self.taken else self.terms.round
+
+    def age(self, client: str) -> int:
+        """How many models were made since a device was given its work."""
+        return self.terms.version - self.taken[client].version if client in self.taken else 0
+
+    @property
     def wakes_at(self) -> float | None:
         """When a Tick is due, whatever else happens."""
+        if self.buffered and self.stage == "update":
+            due = [self.taken[client].since + self.terms.deadline for client in self.update.awaited]
+            return min((t for t in (self.update.deadline, *due) if t is not None), default=None)
         return self.collecting.deadline if self.collecting else None
 
     @property
@@ -142,6 +159,12 @@ class Round:
             if n < quorum:
                 return f"round {self.terms.round} waits for devices: {n} of at least {quorum} have joined"
             return f"round {self.terms.round} waits a moment for more devices: {n} of {self.terms.invited}"
+        if self.stage == "update" and self.buffered:
+            n = len(self.update.awaited)
+            return (
+                f"round {self.terms.round} waits for updates: {len(self.update.heard)} of {self.goal} are in, and {n} "
+                f"{'device is' if n == 1 else 'devices are'} at work (a device has one update in a round)"
+            )
         if self.stage == "update":
             names = sorted(self.update.awaited)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -17,7 +17,9 @@ __all__ = ["COLLECTIONS", "Aggregation", "Kind", "Terms"]
 Aggregation = Literal["open", "secure"]
 Kind = Literal["train", "evaluate"]
 
-_LATER = frozenset({"head", "recovery", "patience", "weights", "sections", "secure"})
+_LATER = frozenset(
+    {"head", "recovery", "patience", "weights", "sections", "secure", "concurrency", "staleness", "version"}
+)
 """Fields that older versions did not have: left out where they say nothing, so that the terms of a round which was
 opened by such a version keep their digest."""
 
@@ -35,7 +37,9 @@ class Terms:
     binary places that the exact sum keeps. `head` is the run's history (koinon_core.history) that the round stands
     on, `recovery` how often an operator let the run go on from an older one. `patience` is how long the round waits for
     its quorum (0: for ever). `weights` is the digest of the model's tensors, however `model` was encoded, and
-    `sections` that of what the run's config says of single sections."""
+    `sections` that of what the run's config says of single sections. A round with a `concurrency` is a buffer: so many
+    devices are at work at a time, whichever round gave them their work, `version` is how many models the run had made
+    when it opened, and `staleness` the most by which an update may be behind that."""
 
     run: str
     round: int
@@ -64,6 +68,14 @@ class Terms:
     weights: str = ""
     sections: str = ""
     secure: dict[str, Any] = field(default_factory=dict)
+    concurrency: int = 0
+    staleness: int = 0
+    version: int = 0
+
+    @property
+    def buffered(self) -> bool:
+        """Whether updates of earlier rounds count in this one."""
+        return self.concurrency > 0
 
     @property
     def invited(self) -> int:

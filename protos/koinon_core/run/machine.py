@@ -17,6 +17,7 @@ from koinon_core.flow.schedule import scheduled
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round
 from koinon_core.round.machine import step as step_round
+from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Kind, Terms
 from koinon_core.run.facts import (
     Ahead,
@@ -132,9 +133,16 @@ class Run:
         """Whether an answer of `client` in this collection of `round_` (an update) is still being waited for."""
         r = self.round
         return (
-            r is not None and r.terms.round == round_ and r.stage == collection and r.awaits(client)
+            r is not None and r.round_of(client) == round_ and r.stage == collection and r.awaits(client)
             and r.masking.attempt == attempt
         )  # fmt: skip
+
+    def takes(self, client: str, round_: int) -> bool:
+        """Whether the open round is where an answer of `client` to what `round_` asked belongs, wanted or not."""
+        r = self.round
+        if r is None or r.over:
+            return r is not None and r.terms.round == round_
+        return r.round_of(client) == round_ if client in r.taken else r.terms.round == round_
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +191,9 @@ def step(run: Run, fact: Fact) -> Moved:
             said = events.Voiced(at, client, collection, attempt, digest, missing)
             return _answered(run, at, client, number, said)
         case Resigned(at, client, number, code, detail):
-            if run.round is None or run.number != number:
+            if not run.takes(client, number):
                 return Moved(run)
-            return _feed(run, events.Left(at, client, code, detail))
+            return _filled(_feed(run, events.Left(at, client, code, detail)), at)
         case Opening():
             return _opening(run, fact)
         case Folded():
@@ -218,8 +226,10 @@ def step(run: Run, fact: Fact) -> Moved:
             return _recovered(run, fact)
         case Paused():
             return Moved(replace(run, status="paused"))
-        case Resumed():
-            return start(replace(run, status="running")) if run.status == "paused" else Moved(run)
+        case Resumed(at):
+            return (
+                _filled(start(replace(run, status="running")), at) if run.status == "paused" else Moved(run)
+            )
         case Cancelled(at, reason):
             moved = Moved(replace(run, status="cancelled", reason=reason), (), ())
             if run.round is not None and not run.round.over:
@@ -272,6 +282,11 @@ def _offered(run: Run, fact: Offered) -> Moved:
     r = run.round
     if r is None:
         return Moved(run)
+    if r.buffered and r.stage == "update":
+        if r.awaits(fact.client):
+            lost = fact.engaged != r.round_of(fact.client)  # its work, which it will not answer any more
+            return _feed(run, events.Heard(fact.at, fact.client, "joined")) if lost else Moved(run)
+        return _filled(Moved(run), fact.at)
     if r.awaits(fact.client) and (fact.engaged != run.number or not _is_work(r)):
         # It came back without the work that it had been given, or may not have heard what it is asked: say it again.
         orders = [effects.Ask(fact.client, r.stage)]
@@ -297,9 +312,9 @@ def _is_work(r: Round) -> bool:
 
 def _answered(run: Run, at: float, client: str, number: int, said: events.Event) -> Moved:
     run = _renew(run, client, at)
-    if run.round is None or run.number != number:
+    if not run.takes(client, number):
         return Moved(run, (), (Recall(client, number),))
-    moved = _feed(run, said)
+    moved = _filled(_feed(run, said), at)
     r = moved.run.round
     if r is None or not r.secure or r.awaits(client):
         return moved
@@ -319,7 +334,7 @@ def _tick(run: Run, at: float) -> Moved:
         moved = moved.then(_feed(replace(current, leases=rest), events.Left(at, client, "LEASE", lapsed)))
     if moved.run.round is not None and not moved.run.round.over:
         moved = moved.then(_feed(moved.run, events.Tick(at)))
-    return moved
+    return _filled(moved, at)
 
 
 def _taken_up(run: Run, fact: TakenUp) -> Moved:
@@ -377,16 +392,48 @@ def _opening(run: Run, fact: Opening) -> Moved:
         config=scheduled(spec.config, run.closed, spec.rounds), head=run.head, recovery=run.recovery,
         patience=spec.lease if run.kind == "evaluate" else 0.0,
     )  # fmt: skip
+    if spec.buffer and run.kind == "train":
+        most = spec.concurrency or spec.max_clients
+        terms = replace(
+            terms, goal=spec.buffer, concurrency=most, staleness=spec.staleness, version=run.closed
+        )
     if spec.aggregation == "secure":
         # After a round that came to nothing, perhaps because it was sized too tightly, one that cannot be.
         tuning = "" if run.streak else run.tuning
         terms = replace(terms, secure=spec.secure_terms(run.kind, tuning, terms.invited))
-    run = replace(run, number=terms.round, round=None, leases={}, returning=0)
+    at_work = _at_work(run)
+    going_on = at_work if terms.buffered else ()
+    leases = {w.client: run.leases[w.client] for w in going_on if w.client in run.leases}
+    run = replace(run, number=terms.round, round=None, leases=leases, returning=0)
     moved = _feed(run, events.Opened(fact.at, terms))
+    if terms.buffered:
+        if going_on:
+            moved = moved.then(_feed(moved.run, events.Carried(fact.at, going_on)))
+        return _filled(moved, fact.at)
+    no_more = tuple(effects.Cancel(w.client, w.round, "the run needs no more updates") for w in at_work)
+    moved = moved.then(Moved(moved.run, (), no_more))
     ready = [c for c in attached if _eligible(run, c)]
     # Anyone may still come before `joined` closes, so a draw is due only where there are too many at once.
     for client in sorted(ready, key=lambda c: rank(spec.seed, terms.round, c))[: terms.invited]:
         moved = moved.then(_feed(moved.run, events.Heard(fact.at, client, "joined")))
+    return moved
+
+
+def _at_work(run: Run) -> tuple[Taken, ...]:
+    """What devices go on with that the last round, a buffered one, had not heard."""
+    r = run.round
+    return tuple(r.taken[c] for c in sorted(r.update.awaited)) if r is not None and r.buffered else ()
+
+
+def _filled(moved: Moved, at: float) -> Moved:
+    """What follows in a buffered round: devices that are free get work, as long as there is room."""
+    run, r = moved.run, moved.run.round
+    if r is None or not r.buffered or r.stage != "update" or run.status != "running":
+        return moved
+    room = r.terms.concurrency - len(r.update.awaited)
+    free = [c for c in run.devices if _eligible(run, c) and c not in r.update.asked] if room > 0 else []
+    for client in sorted(free, key=lambda c: rank(run.spec.seed, r.terms.round, c))[:room]:
+        moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
     return moved
 
 
@@ -405,7 +452,8 @@ def _over(run: Run, close: effects.Close) -> Moved:
         return _finish(
             run, "failed", f"{run.streak} rounds in a row were abandoned; the last one {close.reason}"
         )
-    return _next(run) if run.status == "running" else Moved(run)
+    # Those who work for a buffer answer into the next one; while the run is paused nobody is given more work.
+    return _next(run) if run.status == "running" or run.spec.buffer else Moved(run)
 
 
 def _better(run: Run, watched: tuple[int, float] | None) -> Found | None:

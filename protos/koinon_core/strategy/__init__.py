@@ -7,6 +7,7 @@ them down.
 
 from koinon_core.strategy.adaptive import FedAdagrad, FedAdam, FedExP, FedYogi
 from koinon_core.strategy.average import FedAvg, FedAvgM, FedAvgUniform
+from koinon_core.strategy.buffered import FedAsync, FedBuff, Staleness
 from koinon_core.strategy.chain import Chain, chain
 from koinon_core.strategy.clip import Clip
 from koinon_core.strategy.drift import FedDyn, FedProx, Prox, Scaffold
@@ -42,10 +43,54 @@ from koinon_core.strategy.robust import (
 )
 
 __all__ = [
-    "NNM", "Agg", "Base", "CenteredClipping", "Chain", "Clip", "CoordinateMedian", "Ditto", "FedAdagrad", "FedAdam",
-    "FedAvg", "FedAvgM", "FedAvgUniform", "FedBN", "FedDyn", "FedExP", "FedNova", "FedPer", "FedProx", "FedRep",
-    "FedYogi", "GeometricMedian", "Keys", "Krum",
-    "LoraProjection", "MultiKrum", "Need", "NormBound", "Pass", "Plan", "Prox", "Pull",
-    "QFedAvg", "Rng", "Robust", "Scaffold", "State", "Strategy", "TrimmedMean", "Up", "Work", "chain", "dump",
-    "load", "parse", "register", "show",
+    "NNM",
+    "Agg",
+    "Base",
+    "CenteredClipping",
+    "Chain",
+    "Clip",
+    "CoordinateMedian",
+    "Ditto",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAsync",
+    "FedAvg",
+    "FedAvgM",
+    "FedAvgUniform",
+    "FedBN",
+    "FedBuff",
+    "FedDyn",
+    "FedExP",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "FedYogi",
+    "GeometricMedian",
+    "Keys",
+    "Krum",
+    "LoraProjection",
+    "MultiKrum",
+    "Need",
+    "NormBound",
+    "Pass",
+    "Plan",
+    "Prox",
+    "Pull",
+    "QFedAvg",
+    "Rng",
+    "Robust",
+    "Scaffold",
+    "Staleness",
+    "State",
+    "Strategy",
+    "TrimmedMean",
+    "Up",
+    "Work",
+    "chain",
+    "dump",
+    "load",
+    "parse",
+    "register",
+    "show",
 ]  # fmt: skip

@@ -17,9 +17,10 @@ from koinon_core import exact
 from koinon_core.canonical import canonical, digest_of, sha256
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob
-from koinon_core.fold import Staged, Sum
+from koinon_core.fold import Moved, Staged, Sum
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
+from koinon_core.strategy.buffered import age_factor
 from koinon_core.strategy.lora import LoraSum, projects
 from koinon_core.strategy.protocol import Agg, Need, State, Strategy
 from koinon_core.strategy.robust_sum import RobustSum, robust_parts
@@ -36,11 +37,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One accepted update at the coordinator. `reader` is None in a round that only evaluates."""
+    """One accepted update at the coordinator. `reader` is None in a round that only evaluates. `age` is how many models
+    were made since its device was given its work, `base` the model that it was given, where a strategy needs that."""
 
     client: str
     head: Head
     reader: Reader | None
+    age: int = 0
+    base: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,14 @@ class _Opened:
     floored: frozenset[str] = frozenset()
 
     def __init__(
-        self, strategy: Strategy, layout: Layout, terms: Terms, contributions: Sequence[Contribution]
+        self,
+        strategy: Strategy,
+        layout: Layout,
+        terms: Terms,
+        contributions: Sequence[Contribution],
+        w: Source,
     ):
-        given = staged(strategy, contributions)
+        given = aged(strategy, contributions, w) if terms.buffered else staged(strategy, contributions)
         self.metrics = metrics_of(contributions)
         self.totals = _totals(strategy, contributions)
         self.count, self.weight = len(given), float(sum(s.weight for s in given))
@@ -137,10 +146,15 @@ def close(
     The result depends on the set of contributions alone: not on their order, nor on threads.
     """
     under = layout.under(terms)
-    total = _Opened(strategy, under, terms, contributions)
+    total = _Opened(strategy, under, terms, contributions, w)
     if projects(strategy):
         total.project(LoraSum(total.sum, staged(strategy, contributions), under.params, under.how, w))
-    return step(strategy, layout, shape, terms, population, w, state, total, into)
+    made = step(strategy, layout, shape, terms, population, w, state, total, into)
+    if not terms.buffered:
+        return made
+    return replace(
+        made, metrics={**made.metrics, "staleness": sum(c.age for c in contributions) / len(contributions)}
+    )
 
 
 def step(
@@ -180,10 +194,36 @@ def staged(strategy: Strategy, contributions: Sequence[Contribution]) -> list[St
     ]
 
 
+def aged(strategy: Strategy, contributions: Sequence[Contribution], w: Source) -> list[Staged]:
+    """The same in an asynchronous run, whose newest model is `w`: each counts as its age lets it, and where the
+    strategy joins models, it is moved by how far the one that it began with is from the newest."""
+    moves = Need.MODELS in strategy.needs
+
+    def from_newest(base: Source) -> Moved:
+        def moved(section: str, offset: int) -> Array | None:
+            kind, _, name = section.partition("/")
+            if kind != "delta":
+                return None
+            difference: Array = base.values(name, offset).astype(np.float64) - w.values(name, offset)
+            return difference
+
+        return moved
+
+    shares = [age_factor(strategy, c.age) for c in contributions if c.reader is not None]
+    bases = [c.base if moves else None for c in contributions if c.reader is not None]
+    return [
+        replace(one, share=share, moved=from_newest(base) if base is not None else None)
+        for one, share, base in zip(staged(strategy, contributions), shares, bases, strict=True)
+    ]
+
+
 def numbers_of(strategy: Strategy, terms: Terms, contributions: Sequence[Contribution]) -> bytes:
     """The numbers that are joined beside the tensors, as the sum's digest covers them."""
     totals = _totals(strategy, contributions) if terms.kind == "train" else {}
-    return canonical({"count": len(contributions), "metrics": metrics_of(contributions), "totals": totals})
+    numbers = {"count": len(contributions), "metrics": metrics_of(contributions), "totals": totals}
+    if terms.buffered:
+        numbers["ages"] = [c.age for c in sorted(contributions, key=lambda c: c.client)]
+    return canonical(numbers)
 
 
 def _totals(strategy: Strategy, contributions: Sequence[Contribution]) -> dict[str, float]:
@@ -305,14 +345,14 @@ def _rng(terms: Terms) -> np.random.Generator:
 
 def metrics_of(contributions: Sequence[Contribution]) -> dict[str, float]:
     """`train.NAME` and `eval.NAME`: means over the devices by their number of examples, rounded once. And
-    `examples`, their sum."""
+    `examples`, their sum. What was measured of an older model is left out of those of this one."""
     sums: dict[str, tuple[list[float], list[int]]] = {}
     for c in contributions:
         for prefix, metrics, n in (
             ("train", c.head.training, c.head.examples),
             ("eval", c.head.evaluation, c.head.evaluation_examples),
         ):
-            for name, value in metrics.items():
+            for name, value in metrics.items() if prefix == "train" or not c.age else ():
                 values, weights = sums.setdefault(f"{prefix}.{name}", ([], []))
                 values.append(value * n)
                 weights.append(n)

@@ -45,6 +45,7 @@ class Need(Enum):
     LOSS_BEFORE = "loss_before"  # the loss at the round's model, before training
     SINGLE = "single"  # each update by itself, which only open runs have
     SQ_NORM = "sq_norm"  # Agg.sq_norm, which costs an elementwise strategy a second reading of the updates
+    MODELS = "models"  # Agg.mean is of devices' models less the newest one, however old the one is that they began with
 
 
 @dataclass(frozen=True, slots=True)

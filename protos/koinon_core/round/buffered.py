@@ -1,0 +1,84 @@
+"""What is particular to a buffered round, which asynchronous runs are made of (Nguyen et al. 2022, arXiv:2106.06639).
+
+    update -> folding -> closed
+
+There is no `joined`: a device that is free is given this round's work at once, as long as fewer than `concurrency` are
+at work. The round closes when its goal of updates is there, whichever rounds gave their work; those who are still
+at work go on, and the next round begins with them (`Carried`). A device has one update in a round at most: once it
+was heard it is given no more work before the next one.
+
+A device has the terms' `deadline` for its work, counted from when it was given it. So has the round for its goal: after
+that the quorum is enough, and where there is none it waits for one, and says so.
+"""
+
+from dataclasses import replace
+
+from koinon_core.round.effects import Ask, Cancel, Receipt
+from koinon_core.round.events import Carried, Heard, Opened
+from koinon_core.round.state import Collection, Effects, Round
+from koinon_core.round.taken import Taken
+
+__all__ = ["carried", "give", "opened", "outdated", "overdue", "settled", "taken_up"]
+
+
+def opened(event: Opened) -> Round:
+    """An empty buffer."""
+    terms = event.terms
+    return Round(
+        terms=terms, stage="update", joined=Collection(), update=Collection(deadline=event.at + terms.deadline),
+        goal=terms.goal, opened_at=event.at, asked_at=event.at,
+    )  # fmt: skip
+
+
+def carried(r: Round, event: Carried) -> Round:
+    """Await those who are at work already."""
+    taken = {work.client: work for work in event.work}
+    update = replace(r.update, asked=r.update.asked | taken.keys())
+    return replace(r, update=update, taken={**r.taken, **taken})
+
+
+def give(r: Round, event: Heard) -> tuple[Round, Effects]:
+    """A device is free, or has lost what it was given: it gets this round's work, unless it had its part in it."""
+    client = event.client
+    if r.stage != "update" or client in r.update.heard or client in r.update.left:
+        return r, ()
+    taken = {**r.taken, client: Taken.of(client, r.terms, event.at)}
+    r = replace(r, update=replace(r.update, asked=r.update.asked | {client}), taken=taken)
+    return r, (Ask(client, "update"),)
+
+
+def settled(r: Round) -> bool:
+    """Whether the buffer is full."""
+    return len(r.update.heard) >= r.goal
+
+
+def overdue(r: Round, at: float) -> tuple[Round, Effects]:
+    """Time passed: who had its time leaves, and a round that had its own asks for no more than its quorum."""
+    told: list[Receipt] = []
+    reason = f"it had {r.terms.deadline:g} s for its work, and did not answer"
+    for client in sorted(r.update.awaited):
+        if r.taken[client].since + r.terms.deadline <= at:
+            told.append(Receipt(client, r.round_of(client), "NOT_COUNTED", reason))
+            r = replace(r, update=r.update.lose(client, reason))
+    if r.update.deadline is not None and r.update.deadline <= at:
+        r = replace(r, goal=min(r.goal, r.terms.quorum), update=replace(r.update, deadline=None))
+    return r, tuple(told)
+
+
+def outdated(r: Round) -> tuple[Round, Effects]:
+    """Whose work would be more versions behind than the run takes, now that this round made a model."""
+    told: list[Cancel] = []
+    for client in sorted(r.update.awaited):
+        behind = r.age(client) + 1
+        if behind > r.terms.staleness:
+            reason = f"its work is {behind} versions old, and this run takes {r.terms.staleness} (staleness)"
+            told.append(Cancel(client, r.round_of(client), reason))
+            r = replace(r, update=r.update.lose(client, reason))
+    return r, tuple(told)
+
+
+def taken_up(r: Round, away: float) -> Round:
+    """Nobody owned the round for so long: whoever works has that much more time."""
+    late = {c: replace(w, since=w.since + away) if c in r.update.awaited else w for c, w in r.taken.items()}
+    deadline = r.update.deadline + away if r.update.deadline is not None else None
+    return replace(r, taken=late, update=replace(r.update, deadline=deadline))

@@ -1,0 +1,402 @@
+"""Asynchronous runs: the buffered round and the run around it, in random worlds and by hand; and what a stale update
+counts, by closed forms."""
+
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+import koinon
+import toy
+from koinon_core import run as runs
+from koinon_core.codec import Reader
+from koinon_core.errors import UsageError
+from koinon_core.round import effects, events
+from koinon_core.round.machine import rebuild
+from koinon_core.strategy.buffered import age_factor
+from koinon_core.strategy.closing import Contribution
+from koinon_core.tensors import Tensors
+from koinon_core.tiles import Held
+from koinon_core.update import Head
+
+
+def spec(**settings):
+    values = {
+        "rounds": 3,
+        "buffer": 2,
+        "concurrency": 3,
+        "evaluate": False,
+        "staleness": 3,
+        "lease": 8.0,
+        "deadline": 60.0,
+    }
+    model, strategy = {"w": np.zeros(2)}, settings.pop("strategy", koinon.FedBuff())
+    return koinon.Run(
+        "async", model=model, strategy=strategy, aggregation="open", **{**values, **settings}
+    ).spec
+
+
+class World:
+    """A run's machine with what a driver does around it. `given` is what each device works on, as it was told."""
+
+    def __init__(self, **settings):
+        self.now = 0.0
+        self.run = runs.Run(id="r", spec=spec(**settings), model="m0")
+        self.stored, self.given = defaultdict(list), {}
+        self.told, self.counted, self.ages = [], Counter(), []
+        self.fail = lambda: False
+        self.do(runs.start(self.run))
+
+    def feed(self, fact) -> None:
+        self.do(runs.step(self.run, fact))
+
+    def do(self, moved) -> None:
+        self.run = moved.run
+        self.stored[moved.run.number] += moved.records
+        assert rebuild(self.stored[moved.run.number]) == moved.run.round
+        r = moved.run.round
+        if r is not None and not r.over:
+            assert len(r.update.awaited) <= r.terms.concurrency
+        for order in moved.orders:
+            self.told.append(order)
+            match order:
+                case runs.Open():
+                    self.feed(runs.Opening(self.now, f"i{self.run.number}"))
+                case effects.Ask(client):
+                    self.given[client] = self.run.round.terms.round
+                case effects.Receipt(client, number, "COUNTED"):
+                    self.counted[number, client] += 1
+                case effects.Receipt(client, number, "NOT_COUNTED") | effects.Cancel(client, number):
+                    if self.given.get(client) == number:
+                        del self.given[client]
+                case effects.Fold(accepted):
+                    r = self.run.round
+                    assert accepted == r.accepted
+                    self.ages += [r.age(c) for c in accepted]
+                    number = self.run.number
+                    if self.fail():
+                        self.feed(runs.Unfoldable(self.now, number, "made no model"))
+                    else:
+                        self.feed(runs.Folded(self.now, number, f"m{number}", evaluated=1))
+
+    def offer(self, *clients, engaged: int = 0) -> None:
+        for client in clients:
+            self.feed(runs.Offered(self.now, client, engaged=engaged))
+
+    def answer(self, client) -> None:
+        number = self.given[client]
+        self.feed(runs.Answered(self.now, client, number, f"d-{client}-{number}"))
+
+
+def test_a_device_that_is_free_gets_work_at_once_and_no_more_work_than_the_concurrency_allows():
+    world = World()
+    world.offer("a", "b", "c", "d")
+    assert world.given == {"a": 1, "b": 1, "c": 1}
+    world.answer("b")
+    assert world.given["d"] == 1, "the place that became free"
+
+
+def test_whoever_works_when_the_buffer_is_full_goes_on_and_counts_in_a_later_one():
+    world = World()
+    world.offer("a", "b", "c")
+    world.answer("a")
+    world.answer("b")
+    assert world.run.number == 2
+    assert world.run.round.round_of("c") == 1
+    assert world.run.round.age("c") == 1
+    world.offer("a")
+    assert world.given == {"a": 2, "b": 1, "c": 1}
+    world.answer("c")
+    world.answer("a")
+    assert world.run.number == 3
+    assert world.counted == {(1, "a"): 1, (1, "b"): 1, (1, "c"): 1, (2, "a"): 1}
+    assert world.ages == [0, 0, 0, 1]
+    assert not any(isinstance(o, effects.Cancel) for o in world.told)
+
+
+def test_a_device_has_one_update_in_a_buffer_and_gets_its_next_work_when_that_is_over():
+    world = World()
+    world.offer("a")
+    world.answer("a")
+    world.offer("a")
+    assert sum(isinstance(o, effects.Ask) for o in world.told) == 1
+    world.feed(runs.Answered(0.0, "a", 1, "d-a-1"))
+    assert world.told[-1] == effects.Receipt("a", 1, "STAGED"), "the same update again"
+    world.offer("b")
+    world.answer("b")
+    assert world.given["a"] == 2
+
+
+def test_what_is_older_than_the_run_takes_is_cancelled_by_name():
+    world = World(staleness=1, rounds=5)
+    world.offer("slow", "a", "b")
+    for _ in range(2):
+        world.answer("a")
+        world.answer("b")
+        world.offer("a", "b")
+    cancelled = [o for o in world.told if isinstance(o, effects.Cancel)]
+    assert [(o.client, o.round) for o in cancelled] == [("slow", 1)]
+    assert "2 versions old" in cancelled[0].reason
+    world.feed(runs.Answered(0.0, "slow", 1, "late"))
+    assert world.told[-1] == runs.Recall("slow", 1), "what was stored of it is said"
+
+
+def test_a_device_has_its_time_and_a_silent_one_loses_its_place():
+    world = World(concurrency=1)
+    world.offer("a", "b")
+    assert world.given == {"a": 1}
+    world.feed(runs.Progressed(5.0, "a"))
+    world.feed(runs.Tick(9.0))
+    assert world.given == {"a": 1}
+    world.feed(runs.Tick(13.0))
+    assert world.given == {"b": 1}, "the lease of a ran out"
+    for at in range(14, 80, 4):
+        world.feed(runs.Progressed(float(at), "b"))
+    world.feed(runs.Tick(73.0))
+    said = [o.reason for o in world.told if isinstance(o, effects.Receipt)]
+    assert "60 s for its work" in said[-1]
+
+
+def test_a_buffer_that_does_not_fill_asks_for_its_quorum_after_its_deadline():
+    world = World(buffer=5, min_clients=2)
+    world.offer("a", "b")
+    world.answer("a")
+    world.feed(runs.Tick(61.0))
+    assert not world.run.round.over
+    assert "1 of 2 are in" in world.run.waiting_for
+    world.now = 62.0
+    world.offer("c")
+    world.answer("c")
+    assert world.run.number == 2
+    assert world.counted == {(1, "a"): 1, (1, "c"): 1}
+
+
+def test_a_device_that_lost_its_work_gets_what_is_newest_and_what_it_then_sends_counts_as_that():
+    world = World(rounds=9)
+    world.offer("c", "a", "b")
+    world.answer("a")
+    world.answer("b")
+    world.offer("c", engaged=1)  # it reconnected, and still has it
+    assert world.given["c"] == 1
+    world.offer("c")  # it was killed while it trained
+    assert world.given["c"] == 2
+    assert world.run.round.age("c") == 0
+    world.feed(runs.Answered(0.0, "c", 1, "from before"))
+    assert world.told[-1] == runs.Recall("c", 1)
+    world.answer("c")
+    assert world.run.round.update.heard == {"c": "d-c-2"}
+
+
+def test_a_paused_run_gives_no_more_work_and_takes_what_is_under_way():
+    world = World()
+    world.offer("a", "b", "c")
+    world.feed(runs.Paused(0.0))
+    world.answer("a")
+    world.answer("b")
+    world.offer("a", "b")
+    assert world.run.number == 2
+    assert world.given == {"a": 1, "b": 1, "c": 1}, "nothing new"
+    world.answer("c")
+    world.feed(runs.Resumed(0.0))
+    assert (world.given["a"], world.given["b"]) == (2, 2)
+
+
+def test_a_step_that_makes_no_model_loses_its_updates_and_nobody_elses_work():
+    world = World(rounds=9)
+    world.fail = lambda: world.run.number == 1
+    world.offer("a", "b", "c")
+    world.answer("a")
+    world.answer("b")
+    assert world.run.number == 2
+    assert world.run.round.age("c") == 0, "no model was made since"
+    world.fail = lambda: False
+    world.answer("c")
+    assert world.run.round.update.heard == {"c": "d-c-1"}
+
+
+def test_a_recovered_run_begins_with_nobody_at_work():
+    world = World()
+    world.offer("a", "b")
+    world.feed(runs.Recovered(1.0, 7))
+    assert world.run.number == 8
+    assert not world.run.round.taken
+    assert {(o.client, o.round) for o in world.told if isinstance(o, effects.Cancel)} == {("a", 1), ("b", 1)}
+
+
+def test_a_new_owner_gives_everybody_the_time_that_nobody_owned_the_run():
+    world = World()
+    world.offer("a")
+    world.feed(runs.TakenUp(500.0, 480.0))
+    assert world.run.round.wakes_at == 60.0 + 480.0
+    assert world.run.leases == {"a": 508.0}
+
+
+def test_the_last_model_is_evaluated_and_whoever_still_works_is_told():
+    world = World(rounds=1, evaluate=True)
+    for client in ("a", "b", "c"):
+        world.feed(runs.Offered(0.0, client, evaluates=True))
+    world.answer("a")
+    world.answer("b")
+    assert world.run.kind == "evaluate"
+    assert not world.run.round.buffered
+    cancelled = [o for o in world.told if isinstance(o, effects.Cancel)]
+    assert [(o.client, o.round, o.reason) for o in cancelled] == [("c", 1, "the run needs no more updates")]
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_in_random_worlds_nothing_counts_twice_and_no_work_is_forgotten(block):
+    finished = 0
+    for seed in range(block * 25, block * 25 + 25):
+        dice = random.Random(seed)
+        world = World(
+            rounds=dice.randint(2, 8), buffer=dice.randint(1, 4), concurrency=dice.randint(0, 5), min_clients=1,
+            staleness=dice.randint(0, 4),
+        )  # fmt: skip
+        world.fail = lambda dice=dice: dice.random() < 0.1
+        for _ in range(2500):
+            if world.run.over:
+                break
+            client, luck = f"c{dice.randrange(6)}", dice.random()
+            if luck < 0.35:
+                world.offer(client, engaged=world.given.get(client, 0) if dice.random() < 0.3 else 0)
+            elif luck < 0.7 and client in world.given:
+                number = world.given[client] if dice.random() < 0.9 else dice.randint(1, world.run.number)
+                world.feed(runs.Answered(world.now, client, number, f"d-{client}-{number}"))
+            elif luck < 0.75 and client in world.given:
+                world.feed(runs.Resigned(world.now, client, world.given[client], "DECLINED"))
+            elif luck < 0.8:
+                world.feed(runs.Gone(world.now, client))
+            elif luck < 0.9:
+                world.feed(runs.Paused(world.now) if dice.random() < 0.3 else runs.Resumed(world.now))
+            else:
+                world.now += dice.uniform(0, 9)
+                world.feed(runs.Tick(world.now))
+        finished += world.run.status == "finished"
+        assert not world.counted or max(world.counted.values()) == 1
+        assert all(0 <= age <= world.run.spec.staleness for age in world.ages)
+        awaited = world.run.round.update.awaited if not world.run.over else frozenset()
+        assert awaited <= set(world.given), "whoever is awaited was told so"
+    assert finished > 10
+
+
+def test_what_is_stored_of_a_buffered_round_is_read_back():
+    world = World()
+    world.offer("a", "b", "c")
+    world.answer("a")
+    world.answer("b")
+    stored = [events.load(*events.dump(event)) for event in world.stored[2]]
+    assert any(isinstance(event, events.Carried) for event in stored)
+    assert rebuild(stored) == world.run.round
+
+
+# -- what an old update counts ------------------------------------------------------------------------------------
+
+
+def stepped(strategy, updates, w: float, versions: dict[int, float], version: int) -> float:
+    """x after a buffer of updates: (what the device made of x, how old the model was that it began with)."""
+    x = Tensors({"x": np.array([w])})
+    half = toy.half(strategy, x)
+    t = toy.terms(version + 1, concurrency=4, version=version, staleness=10, bound=64.0)
+    contributions = []
+    for i, (y, age) in enumerate(updates):
+        base = versions[version - age]
+        began = toy.terms(version - age + 1, concurrency=4, version=version - age, bound=64.0)
+        made = half.prepare(
+            state={}, down={}, work=koinon.Work(examples=1), start=Held({"x": np.array([base])}),
+            end=Held({"x": np.array([y])}), terms=began, head=Head(examples=1), client=f"c{i}",
+        )  # fmt: skip
+        reader = Reader(made.blob.window, made.blob.size, half.layout.update)
+        contributions.append(Contribution(f"c{i}", made.head, reader, age, Held({"x": np.array([base])})))
+    outcome = toy.closed(strategy, half.layout, t, x, {}, 4, contributions)
+    return float(outcome.model["x"][0])
+
+
+def test_fedbuff_adds_what_is_discounted_and_divides_by_all_of_the_buffer():
+    versions = dict.fromkeys(range(20), 0.0)
+    x = stepped(koinon.FedBuff(), [(-1.0, 0), (-2.0, 3)], 0.0, versions, 8)
+    versions[9] = x
+    x = stepped(koinon.FedBuff(), [(1.0, 8), (x - 0.5, 0)], x, versions, 9)
+    assert x == pytest.approx(-13 / 12, abs=1e-9)
+
+
+def test_fedasync_mixes_the_models_of_devices_whatever_they_began_with():
+    x, versions = 0.0, {n: 0.1 * n for n in range(20)}
+    for version, (y, age) in enumerate([(1.0, 0), (2.0, 3), (-1.0, 8)], start=10):
+        versions[version] = x
+        x = stepped(koinon.FedAsync(alpha=0.6), [(y, age)], x, versions, version)
+    assert x == pytest.approx(0.616, abs=1e-9)
+
+
+def test_fedasyncs_other_rules():
+    hinge = koinon.FedAsync(rule="hinge", a=10, b=4)
+    assert [hinge.discount(tau) for tau in (0, 4, 5, 6)] == [1.0, 1.0, 1 / 11, 1 / 21]
+    assert koinon.FedAsync(rule="constant").discount(9) == 1.0
+
+
+def test_an_age_is_a_factor_for_any_rule_of_a_chain():
+    strategy = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=1.0))
+    versions = dict.fromkeys(range(5), 0.0)
+    assert stepped(strategy, [(4.0, 3), (3.0, 0)], 0.0, versions, 3) == pytest.approx(
+        (4 / 4 + 3) / 2, abs=1e-9
+    )
+    assert age_factor(strategy, 2) == pytest.approx(1 / 3, abs=1e-12)
+    assert age_factor(strategy, 2) * 2**40 == round(age_factor(strategy, 2) * 2**40)
+
+
+def test_without_an_age_a_buffer_is_a_round():
+    versions = {0: 0.3}
+    asynchronous = stepped(koinon.FedBuff(), [(1.0, 0), (0.5, 0)], 0.3, versions, 0)
+    assert asynchronous == stepped(koinon.FedAvgUniform(), [(1.0, 0), (0.5, 0)], 0.3, versions, 0)
+
+
+# -- what does not go together --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"strategy": koinon.Scaffold(), "population": 9}, "Scaffold keeps a state on devices"),
+        ({"strategy": koinon.FedDyn(), "population": 9}, "FedDyn keeps a state on devices"),
+        ({"strategy": koinon.FedNova()}, "FedNova divides by sums"),
+        (
+            {
+                "strategy": koinon.chain(koinon.FedAvg(), koinon.Krum(), koinon.Staleness()),
+                "min_clients": 5,
+                "buffer": 5,
+            },
+            "knows no age",
+        ),
+        (
+            {"strategy": koinon.chain(koinon.FedAvg(), koinon.Krum()), "buffer": 6, "min_clients": 4},
+            "needs 5 updates",
+        ),
+        ({"clients": 4}, "give concurrency"),
+        ({"over_selection": 1.5}, "give concurrency"),
+        ({"min_clients": 3}, "more than the buffer of 2"),
+        ({"buffer": 0}, "is about asynchronous runs"),
+        ({"buffer": 0, "concurrency": 0}, "FedBuff weighs updates by their age"),
+    ],
+)
+def test_what_an_asynchronous_run_cannot_have_is_refused_in_one_sentence(settings, why):
+    with pytest.raises(UsageError, match=why):
+        spec(**settings).check()
+
+
+def test_a_secure_run_cannot_be_asynchronous_and_says_what_to_do():
+    with pytest.raises(
+        UsageError, match=r"a secure sum is one of updates of the same model; say aggregation = 'open'"
+    ):
+        koinon.Run("s", model={"w": np.zeros(2)}, buffer=4, min_clients=3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: koinon.FedBuff(exponent=-1.0), lambda: koinon.Staleness(exponent=float("inf")),
+        lambda: koinon.FedAsync(alpha=0.0), lambda: koinon.FedAsync(rule="linear"), lambda: koinon.FedAsync(b=-1),
+    ],
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(make):
+    with pytest.raises(UsageError):
+        make()
