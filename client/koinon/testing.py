@@ -23,6 +23,7 @@ from koinon_core.canonical import canonical
 from koinon_core.errors import UsageError
 from koinon_core.schema import Schema, schema_of
 from koinon_core.strategy import recipe
+from koinon_core.strategy.buffered import knows_age
 from koinon_core.strategy.chain import chain, follows_what_was_sent
 from koinon_core.strategy.clip import Clip
 from koinon_core.strategy.protocol import Agg, Need, Plan, State, Strategy, Up, Work
@@ -288,7 +289,7 @@ def _check_runs(strategy: Strategy, weights: Tensors, lr: float) -> bool:
         first == _simulated(strategy, weights, lr, "open", "raw"),
         "a run makes another model when it is run again",
     )
-    if Need.SINGLE in strategy.needs:
+    if Need.SINGLE in strategy.needs or knows_age(strategy):
         return False
     summed = _simulated(strategy, weights, lr, "secure", "exact")
     _law(
@@ -300,10 +301,13 @@ def _check_runs(strategy: Strategy, weights: Tensors, lr: float) -> bool:
 
 def _simulated(strategy: Strategy, weights: Tensors, lr: float, aggregation: str, codec: str) -> Tensors:
     devices = max([4, *(rule.fewest for rule in robust_parts(strategy))])
+    cohort: dict[str, Any] = (
+        {"buffer": devices // 2, "min_clients": 1} if knows_age(strategy) else {"clients": devices}
+    )
     run = Run(
-        "laws", model=weights, strategy=strategy, rounds=3, min_clients=devices, clients=devices, codec=codec,
-        aggregation=aggregation, population=max(devices, _POPULATION), max_examples=64, bound=1e4,
-        evaluate=False,
+        "laws", model=weights, strategy=strategy, rounds=3, codec=codec, aggregation=aggregation,
+        population=max(devices, _POPULATION), max_examples=64, bound=1e4, evaluate=False,
+        **{"min_clients": devices, **cohort},
     )  # fmt: skip
 
     def client(session: Session) -> None:

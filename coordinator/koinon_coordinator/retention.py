@@ -33,10 +33,8 @@ class Kept:
         version that it stood on, however old that is.
         """
         needed = number if at_work is None else at_work - 1
-        # An asynchronous round's updates are of earlier rounds, too.
-        older = min(
-            needed, number - spec.updates_kept - (spec.staleness if spec.buffer and spec.updates_kept else 0)
-        )
+        # What a round sums may have been asked for in earlier ones.
+        older = min(needed, number - spec.updates_kept - (spec.reach if spec.updates_kept else 0))
         updates = tuple(n for n in self.rounds if n <= older)
         rounds = tuple(n for n in self.rounds if n not in updates)
         states = tuple(v for v in self._unused(older) if v.state or v.down or v.delta)

@@ -278,6 +278,11 @@ class RunSpec:
         """Whether devices evaluate the model that a round which trains begins with."""
         return (round_ - 1) % self.evaluate_every == 0
 
+    @property
+    def reach(self) -> int:
+        """How many models before a round's own its updates may have begun with."""
+        return self.staleness if self.buffer else 0
+
     @cached_property
     def updates_kept(self) -> float:
         """Rounds for which updates are kept after their own."""

@@ -10,6 +10,7 @@ import koinon
 from catalogue import BUILT_IN
 from koinon.testing import Broken, check_strategy
 from koinon_core.strategy import registry
+from koinon_core.strategy.buffered import knows_age
 
 
 @pytest.mark.parametrize("kind", BUILT_IN, ids=lambda k: k.__name__)
@@ -17,7 +18,7 @@ def test_what_koinon_brings_keeps_the_laws_and_makes_the_same_bytes_on_any_cpu(k
     strategy, model = BUILT_IN[kind]
     kept = check_strategy(strategy, model=model)
     assert kept.traced == (("qr", "svd") if kind is koinon.LoraProjection else ())
-    assert kept.secure is not (koinon.Need.SINGLE in strategy.needs)
+    assert kept.secure is not (koinon.Need.SINGLE in strategy.needs or knows_age(strategy))
 
 
 def test_nothing_that_koinon_brings_is_forgotten_here():

@@ -16,6 +16,7 @@ class Policy:
 
     updates_kept: float
     models_kept: float
+    reach: int = 0
 
 
 OUTCOMES = st.lists(st.sampled_from(["closed", "abandoned", "unheard", "evaluated"]), max_size=14)
@@ -58,3 +59,21 @@ def test_what_replay_needs_is_there_and_nothing_older(outcomes, updates, models)
         left = {name for v in kept.versions for name in (v.digest, v.state, v.down) if name}
         assert gone == everything - left, "what is not kept is scrubbed, to the last content"
         assert kept.after(policy, number)[1].contents == set(), "what is over is over once"
+
+
+def test_what_devices_still_work_on_is_kept_whatever_the_policy_says():
+    """An asynchronous run: somebody works on what round 3 gave it while round 6 closes."""
+    kept = Kept((1, 2, 3, 4, 5, 6), tuple(ModelVersion(n, f"m{n}", f"s{n}", f"d{n}") for n in range(7)))
+    kept, scrub = kept.after(Policy(0, 0, reach=9), 6, at_work=3)
+    assert kept.rounds == (3, 4, 5, 6)
+    assert [v.round for v in kept.versions] == [2, 3, 4, 5, 6], (
+        "the model of round 2 is what round 3 stood on"
+    )
+    assert all(v.down for v in kept.versions)
+    assert [v.round for v in kept.after(Policy(0, 0, reach=9), 6)[0].versions] == [6]
+    assert scrub.updates == (1, 2)
+
+
+def test_updates_are_kept_for_as_long_as_a_round_that_sums_them():
+    kept = Kept((1, 2, 3, 4, 5, 6), (ModelVersion(6, "m6"),))
+    assert kept.after(Policy(2, math.inf, reach=3), 6)[0].rounds == (2, 3, 4, 5, 6)

@@ -158,6 +158,36 @@ def test_a_device_has_its_time_and_a_silent_one_loses_its_place():
     assert "60 s for its work" in said[-1]
 
 
+def test_whoever_fell_silent_may_come_back_in_the_same_round_with_its_work_or_without():
+    world = World(buffer=1, concurrency=2)
+    world.offer("a", "b")
+    world.now = 20.0
+    world.feed(runs.Tick(20.0))
+    assert world.run.round.silent == {"a", "b"}
+    world.feed(runs.Offered(20.0, "a", engaged=1))
+    assert world.run.round.update.awaited == {"a"}
+    assert world.run.leases["a"] == 28.0
+    world.offer("b")
+    assert world.run.round.update.awaited == {"a", "b"}
+    world.feed(runs.Answered(20.0, "a", 1, "d"))
+    assert world.counted == {(1, "a"): 1}
+
+
+def test_a_round_that_all_leave_by_their_own_word_gives_up_after_its_time_and_the_run_in_the_end():
+    world = World(buffer=2, rounds=9, patience=2)
+    for number in (1, 2):
+        world.offer("a", "b")
+        assert world.run.number == number
+        for client in ("a", "b"):
+            world.feed(runs.Resigned(world.now, client, number, "DECLINED", "no"))
+        world.offer("a", "b")
+        assert not world.run.round.update.awaited, "nobody is asked the same again and again"
+        world.now += 61.0
+        world.feed(runs.Tick(world.now))
+    assert world.run.status == "failed"
+    assert "was left by the 2 devices" in world.run.reason
+
+
 def test_a_buffer_that_does_not_fill_asks_for_its_quorum_after_its_deadline():
     world = World(buffer=5, min_clients=2)
     world.offer("a", "b")

@@ -72,6 +72,7 @@ def cells(strategy, model) -> dict[str, str]:
     return {
         "open": tried(strategy, model, aggregation="open"),
         "secure": tried(strategy, model, aggregation="secure"),
+        "async": tried(strategy, model, aggregation="open", clients=None, buffer=9),
         "secure `compact`": tried(strategy, model, aggregation="secure", codec="compact"),
         "open `thin`": tried(strategy, model, aggregation="open", codec="thin"),
         "below it `Krum`": beside_krum(strategy, model),

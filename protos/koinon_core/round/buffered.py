@@ -7,8 +7,9 @@ at work. The round closes when its goal of updates is there, whichever rounds ga
 at work go on, and the next round begins with them (`Carried`). A device has one update in a round at most: once it
 was heard it is given no more work before the next one.
 
-A device has the terms' `deadline` for its work, counted from when it was given it. So has the round for its goal: after
-that the quorum is enough, and where there is none it waits for one, and says so.
+A device has the terms' `deadline` for its work, counted from when it was given it; who left without a word may come
+back. So has the round for its goal: after that the quorum is enough. Where there is none, and whoever had work has left
+it, the round is abandoned by name; where nobody came it waits, and says so.
 """
 
 from dataclasses import replace
@@ -18,7 +19,7 @@ from koinon_core.round.events import Carried, Heard, Opened
 from koinon_core.round.state import Collection, Effects, Round
 from koinon_core.round.taken import Taken
 
-__all__ = ["carried", "give", "opened", "outdated", "overdue", "settled", "taken_up"]
+__all__ = ["carried", "give", "lose", "opened", "outdated", "overdue", "settled", "stuck", "taken_up"]
 
 
 def opened(event: Opened) -> Round:
@@ -32,24 +33,37 @@ def opened(event: Opened) -> Round:
 
 def carried(r: Round, event: Carried) -> Round:
     """Await those who are at work already."""
-    taken = {work.client: work for work in event.work}
-    update = replace(r.update, asked=r.update.asked | taken.keys())
-    return replace(r, update=update, taken={**r.taken, **taken})
+    return _at_work(r, *event.work)
 
 
 def give(r: Round, event: Heard) -> tuple[Round, Effects]:
     """A device is free, or has lost what it was given: it gets this round's work, unless it had its part in it."""
-    client = event.client
-    if r.stage != "update" or client in r.update.heard or client in r.update.left:
+    if not r.gives(event.client):
         return r, ()
-    taken = {**r.taken, client: Taken.of(client, r.terms, event.at)}
-    r = replace(r, update=replace(r.update, asked=r.update.asked | {client}), taken=taken)
-    return r, (Ask(client, "update"),)
+    return _at_work(r, Taken.of(event.client, r.terms, event.at)), (Ask(event.client, "update"),)
+
+
+def _at_work(r: Round, *work: Taken) -> Round:
+    taken = {one.client: one for one in work}
+    left = {client: reason for client, reason in r.update.left.items() if client not in taken}
+    update = replace(r.update, asked=r.update.asked | taken.keys(), left=left)
+    return replace(r, update=update, taken={**r.taken, **taken}, silent=r.silent - taken.keys())
+
+
+def lose(r: Round, client: str, reason: str) -> Round:
+    """A device left without a word."""
+    return replace(r, update=r.update.lose(client, reason), silent=r.silent | {client})
 
 
 def settled(r: Round) -> bool:
     """Whether the buffer is full."""
     return len(r.update.heard) >= r.goal
+
+
+def stuck(r: Round) -> bool:
+    """Whether the round had its time, and all who had work said that they would not do it."""
+    said = r.update.left.keys() - r.silent
+    return r.update.deadline is None and not r.update.awaited and bool(said)
 
 
 def overdue(r: Round, at: float) -> tuple[Round, Effects]:
@@ -59,7 +73,7 @@ def overdue(r: Round, at: float) -> tuple[Round, Effects]:
     for client in sorted(r.update.awaited):
         if r.taken[client].since + r.terms.deadline <= at:
             told.append(Receipt(client, r.round_of(client), "NOT_COUNTED", reason))
-            r = replace(r, update=r.update.lose(client, reason))
+            r = lose(r, client, reason)
     if r.update.deadline is not None and r.update.deadline <= at:
         r = replace(r, goal=min(r.goal, r.terms.quorum), update=replace(r.update, deadline=None))
     return r, tuple(told)

@@ -159,14 +159,23 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
         return masked.left(r, event)
     if r.stage != "update" or event.client not in r.update.awaited:
         return r, ()  # what was heard stays in the sum, whatever its sender does next
-    r, effects = _settle(replace(r, update=r.update.lose(event.client, reason)), event.at)
+    silent = r.buffered and event.code == "LEASE"
+    lost = (
+        buffered.lose(r, event.client, reason)
+        if silent
+        else replace(r, update=r.update.lose(event.client, reason))
+    )
+    r, effects = _settle(lost, event.at)
     return r, (Receipt(event.client, r.round_of(event.client), "NOT_COUNTED", reason), *effects)
 
 
 def _settle(r: Round, at: float) -> tuple[Round, Effects]:
     """Close or abandon as soon as waiting longer cannot help."""
     if r.buffered:
-        return _fold(r, at, "") if buffered.settled(r) else (r, ())
+        if buffered.settled(r):
+            return _fold(r, at, "")
+        why = f"had its time, and was left by the {len(r.update.left)} devices that had work"
+        return abandon(r, at, why, carries=True) if buffered.stuck(r) else (r, ())
     heard, awaited = r.update.heard, r.update.awaited
     if len(heard) >= r.goal or (not awaited and r.enough(heard)):
         return _fold(r, at, "")

@@ -83,7 +83,8 @@ class Round:
     """One round's state. It is a value: `step` returns a new one.
 
     `update` says of everybody who was asked what became of their update; in a secure round the collection that is
-    under way is `masking.now`. In a buffered round `taken` says what each of them works on.
+    under way is `masking.now`. In a buffered round `taken` says what each of them works on, and `silent` who of those
+    who left did so without a word: they may come back.
     """
 
     terms: Terms
@@ -100,6 +101,7 @@ class Round:
     made: Made = Made()
     masking: Masking = Masking()
     taken: Mapping[str, Taken] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
 
     @property
     def over(self) -> bool:
@@ -118,6 +120,11 @@ class Round:
     @property
     def buffered(self) -> bool:
         return self.terms.buffered
+
+    def gives(self, client: str) -> bool:
+        """Whether a buffered round has work for a device that is free: it has not had its part in it."""
+        gone = client in self.update.left and client not in self.silent
+        return self.stage == "update" and not gone and client not in self.update.heard
 
     def round_of(self, client: str) -> int:
         """The round whose work a device answers: this one, but for what a buffered round goes on with."""

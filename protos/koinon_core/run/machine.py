@@ -286,6 +286,11 @@ def _offered(run: Run, fact: Offered) -> Moved:
         if r.awaits(fact.client):
             lost = fact.engaged != r.round_of(fact.client)  # its work, which it will not answer any more
             return _feed(run, events.Heard(fact.at, fact.client, "joined")) if lost else Moved(run)
+        if fact.client in r.silent and fact.engaged == r.round_of(fact.client):
+            run = _renew(replace(run, leases={**run.leases, fact.client: 0.0}), fact.client, fact.at)
+            return _feed(
+                run, events.Carried(fact.at, (r.taken[fact.client],))
+            )  # it is back, and still has its work
         return _filled(Moved(run), fact.at)
     if r.awaits(fact.client) and (fact.engaged != run.number or not _is_work(r)):
         # It came back without the work that it had been given, or may not have heard what it is asked: say it again.
@@ -431,7 +436,8 @@ def _filled(moved: Moved, at: float) -> Moved:
     if r is None or not r.buffered or r.stage != "update" or run.status != "running":
         return moved
     room = r.terms.concurrency - len(r.update.awaited)
-    free = [c for c in run.devices if _eligible(run, c) and c not in r.update.asked] if room > 0 else []
+    busy = r.update.awaited
+    free = [c for c in run.devices if _eligible(run, c) and c not in busy and r.gives(c)] if room > 0 else []
     for client in sorted(free, key=lambda c: rank(run.spec.seed, r.terms.round, c))[:room]:
         moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
     return moved

@@ -15,7 +15,7 @@ from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Strategy,
 from koinon_core.strategy.registry import register
 from koinon_core.strategy.robust_sum import robust_parts
 
-__all__ = ["FedAsync", "FedBuff", "Staleness", "age_factor", "check_buffered"]
+__all__ = ["FedAsync", "FedBuff", "Staleness", "age_factor", "check_buffered", "knows_age"]
 
 _UNIT = 1 << 40
 _NAMES = Literal["constant", "polynomial", "hinge"]
@@ -109,6 +109,12 @@ def _check_exponent(part: Strategy, exponent: float) -> None:
         )
 
 
+def knows_age(strategy: Strategy) -> bool:
+    """Whether a strategy weighs updates by their age, which they have in asynchronous runs alone."""
+    parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
+    return any(type(part).discount is not Base.discount for part in parts)
+
+
 def check_buffered(strategy: Strategy, buffer: int) -> None:
     """UsageError where a strategy and a run's `buffer` do not go together."""
     parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
@@ -121,7 +127,7 @@ def check_buffered(strategy: Strategy, buffer: int) -> None:
             )
         return
     for part in parts:
-        _check_part(part, buffer)
+        _check_part(part)
     if projects(strategy):
         raise UsageError(
             "LoraProjection multiplies factors that all began with the same model; drop it, or drop buffer"
@@ -134,7 +140,7 @@ def check_buffered(strategy: Strategy, buffer: int) -> None:
         )
 
 
-def _check_part(part: Strategy, buffer: int) -> None:
+def _check_part(part: Strategy) -> None:
     name = type(part).__name__
     if follows_what_was_sent(part):
         raise UsageError(
@@ -145,9 +151,4 @@ def _check_part(part: Strategy, buffer: int) -> None:
         raise UsageError(
             f"{name} divides by sums over one round's devices, which all have the same model; drop buffer, or use "
             "FedBuff"
-        )
-    fewest = getattr(part, "fewest", 0)
-    if fewest > buffer:
-        raise UsageError(
-            f"{name} needs {fewest} updates, and the run's buffer holds {buffer}; make it larger"
         )
