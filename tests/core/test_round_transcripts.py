@@ -13,6 +13,7 @@ import toy
 from koinon_core.canonical import sha256
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round, rebuild, step
+from koinon_core.round.taken import Taken
 
 SECURE = {
     "keys": "ready", "gamma": 0.05, "delta": 0.1, "sigma": 40, "eta": 30, "hardened": False, "phase": 10.0,
@@ -34,11 +35,15 @@ def event_of(command: str, terms: dict[str, float]) -> events.Event:
                     "aggregation": "secure",
                     "secure": {**SECURE, "attempts": values.pop("attempts", 2)},
                 }
-            return events.Opened(when, toy.terms(1, **{**terms, **values}))
+            return events.Opened(when, toy.terms(int(values.pop("round", 1)), **{**terms, **values}))
         case "joined":
             return events.Heard(when, words[0], "joined")
         case "update":
             return events.Heard(when, words[0], "update", words[1])
+        case "carried":  # who, the round that gave it the work, and how many models there were by then
+            client, round_, version = words
+            work = Taken(client, int(round_), int(version), "t", "m", "", when)
+            return events.Carried(when, (work,))
         case "heard":
             return events.Heard(when, words[0], words[1], words[2])
         case "voice":  # who, collection, attempt, and whose shares could not be read
@@ -62,14 +67,16 @@ def event_of(command: str, terms: dict[str, float]) -> events.Event:
     raise ValueError(command)
 
 
-def told(effect: effects.Effect) -> str:
+def told(effect: effects.Effect, r: Round) -> str:
     match effect:
         case effects.Ask(client, collection):
             return f"ask {client} {collection}"
-        case effects.Receipt(client, _, verdict, reason):
-            return f"tell {client} {verdict}" + (f": {reason}" if reason else "")
-        case effects.Cancel(client, _, reason):
-            return f"cancel {client}: {reason}"
+        case effects.Receipt(client, number, verdict, reason):
+            of = f" of round {number}" if number != r.terms.round else ""
+            return f"tell {client} {verdict}{of}" + (f": {reason}" if reason else "")
+        case effects.Cancel(client, number, reason):
+            of = f" of round {number}" if number != r.terms.round else ""
+            return f"cancel {client}{of}: {reason}"
         case effects.Fold(accepted):
             return f"fold {' '.join(accepted)}"
         case effects.Close(_, counted, reason):
@@ -101,7 +108,7 @@ def play(text: str) -> str:
                 stored.append(event)
             r = after
             assert rebuild(stored) == r, "folding the stored events must rebuild the round"
-            out += [commands[0], "----", *map(told, did), state(r)]
+            out += [commands[0], "----", *(told(one, r) for one in did), state(r)]
         out.append("")
     return "\n".join(out)
 
