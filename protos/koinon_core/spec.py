@@ -24,9 +24,11 @@ from koinon_core.sections import Section
 from koinon_core.secure import rules
 from koinon_core.secure.agreement import ETA, SIGMA, Agreement, Keys
 from koinon_core.secure.levels import level_of
+from koinon_core.secure.numbers import Asked
 from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
 from koinon_core.strategy import recipe
+from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.strategy.robust_sum import robust_parts
 from koinon_core.update import Layout, layout_of
@@ -67,6 +69,7 @@ class RunSpec:
     patience        abandoned rounds in a row after which the run fails
     evaluate        whether the last model is evaluated by the devices too
     evaluate_every  devices evaluate the model that a round begins with in every such round, the first included
+    partial         whether a device may hand in what it has so far, where the strategy allows that
     best            by which metric the best model is known, and when to stop early (koinon_core.flow.best)
     retention       how long updates, and the states that are needed to sum them again, are kept after their round:
                     "keep", "none", or "N rounds" (evaluations and abandoned rounds are rounds too). Secure: "none"
@@ -117,6 +120,7 @@ class RunSpec:
     metrics: tuple[str, ...] = ("loss", "accuracy")
     evaluate_every: int = 1
     best: Mapping[str, Any] = field(default_factory=dict)
+    partial: bool = True
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -237,6 +241,17 @@ class RunSpec:
             return None
         return (model if self.watch is not None and self.watch.metric.startswith("eval.") else round_), value
 
+    @cached_property
+    def whole(self) -> str:
+        """Why a device may not hand in work that it stopped early; empty if it may."""
+        if not self.partial:
+            return "this run takes whole work only (partial = false in its config)"
+        strategy = self.load_strategy()
+        for part in strategy.parts if isinstance(strategy, Chain) else (strategy,):
+            if Need.WHOLE in part.needs:
+                return f"{type(part).__name__} takes whole work only (docs/strategies.md says why)"
+        return ""
+
     def evaluates_in(self, round_: int) -> bool:
         """Whether devices evaluate the model that a round which trains begins with."""
         return (round_ - 1) % self.evaluate_every == 0
@@ -321,7 +336,8 @@ class RunSpec:
     def _agreement(
         self, strategy: Strategy, layout: Layout, kind: Kind, tuning: Tuning | None, devices: int
     ) -> Agreement:
-        parts = parts_of(strategy, layout, kind, self.metrics, self.max_examples)
+        early = not self.whole
+        parts = parts_of(strategy, layout, kind, Asked(self.metrics, early), self.max_examples)
         weighs = kind == "train" and by_examples(strategy)
         ring = ring_of(
             parts, level_of(self.codec), devices=devices, max_weight=self.max_examples if weighs else 1,
@@ -329,7 +345,8 @@ class RunSpec:
         )  # fmt: skip
         return Agreement(
             keys=cast(Keys, self.keys), attempts=self.attempts, gamma=self.gamma, delta=self.delta, sigma=SIGMA,
-            eta=ETA, hardened=self.hardened, phase=self.phase, metrics=self.metrics, ring=ring,
+            eta=ETA, hardened=self.hardened, phase=self.phase, metrics=self.metrics, partial=early,
+            ring=ring,
         )  # fmt: skip
 
     @cached_property
@@ -375,7 +392,7 @@ _SHARES = ("gamma", "delta", "phase", "clip")
 _LATER = {
     "retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta", "keys": "ready", "attempts": 3,
     "gamma": 0.05, "delta": 0.10, "hardened": False, "phase": 30.0, "clip": 16.0, "metrics": ("loss", "accuracy"),
-    "evaluate_every": 1, "best": {},
+    "evaluate_every": 1, "best": {}, "partial": True,
 }  # fmt: skip
 
 

@@ -191,9 +191,10 @@ def _participants_table(got: pb.GetResponse, number: int) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=column != "why")
     for p in r.participants:
+        examples = f"{p.examples or ''}{' (partial)' if p.partial else ''}"
         table.add_row(
             p.client, p.status.replace("_", " "), elapsed(r.asked_at, p.answered_at), size(p.bytes_up),
-            *([] if r.secure else [str(p.examples or "")]), p.reason,
+            *([] if r.secure else [examples]), p.reason,
         )  # fmt: skip
     return table
 
@@ -222,16 +223,21 @@ def _rounds_table(rounds: Any) -> Table:
             elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at), elapsed(r.folding_at, r.closed_at),
         )  # fmt: skip
         rows.append((
-            str(r.number), _status(r), f"{counted}/{len(r.participants)}", size(r.bytes_up),
+            str(r.number), _status(r), f"{counted}/{len(r.participants)}", _partial(r, counted), size(r.bytes_up),
             figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0 and not r.secure), size(r.bytes_down),
             "+".join(filter(None, phases)), figure(r.upload_s, r.upload_s > 0), figure(r.fold_s, r.fold_s > 0),
             _metrics(r),
         ))  # fmt: skip
     columns = (
-        "round", "status", "counted", "up", "bits/param", "NMSE", "down", "join+work+sum s", "upload s", "fold s",
-        "metrics",
+        "round", "status", "counted", "partial", "up", "bits/param", "NMSE", "down", "join+work+sum s", "upload s",
+        "fold s", "metrics",
     )  # fmt: skip
-    return table_of(columns, rows, measured=("bits/param", "NMSE", "upload s", "fold s"))
+    return table_of(columns, rows, measured=("partial", "bits/param", "NMSE", "upload s", "fold s"))
+
+
+def _partial(r: pb.RoundInfo, counted: int) -> str:
+    """How many of the devices in the sum stopped their work early: of a secure round the sum says it."""
+    return str(round(r.metrics["partial"] * counted)) if "partial" in r.metrics else ""
 
 
 def _status(r: pb.RoundInfo) -> str:

@@ -164,7 +164,7 @@ class House:
                 head = convert.head_from(answer.head)
                 head.check(
                     trained=r.terms.kind == "train", max_examples=r.terms.max_examples,
-                    totals=self.strategy.totals(),
+                    totals=self.strategy.totals(), whole=self.spec.whole,
                 )  # fmt: skip
                 if r.terms.kind == "train":
                     how = self.layout.under(r.terms).how
@@ -270,7 +270,10 @@ class House:
             self._tell(client, pb.CoordinatorMessage(call=call))
             return
         links = convert.links_to(self.machine.links)
-        ask = pb.Ask(run=self.machine.id, round=r.terms.round, terms=r.terms.encoded, links=links)
+        ask = pb.Ask(
+            run=self.machine.id, round=r.terms.round, terms=r.terms.encoded, links=links,
+            elapsed=r.elapsed(self.world.now),
+        )  # fmt: skip
         for target, digest in ((ask.model, r.terms.model), (ask.down, r.terms.down)):
             if digest:
                 target.CopyFrom(pb.Content(digest=digest, size=len(self.contents[digest])))

@@ -219,7 +219,7 @@ def _round(r: RoundRow, spec: RunSpec) -> runs_pb2.RoundInfo:
         participants=[
             runs_pb2.ParticipantInfo(
                 client=p.client, status=p.status, reason=p.reason, answered_at=p.answered_at or 0.0,
-                bytes_up=p.size, examples=p.examples,
+                bytes_up=p.size, examples=p.examples, partial=p.partial,
             )
             for p in r.participants
         ],

@@ -12,31 +12,43 @@ from typing import NamedTuple
 from koinon_core.round.terms import Kind
 from koinon_core.update import Head
 
-__all__ = ["MOST", "Measured", "labels_of", "measured", "values_of"]
+__all__ = ["MOST", "Asked", "Measured", "labels_of", "measured", "values_of"]
 
 MOST = float(1 << 14)
 """The largest |value| of a metric. Sums keep at least 2^-16 of it for a thousand devices of a million examples."""
 
 
+class Asked(NamedTuple):
+    """What numbers a run sums: metrics by these names, and (`partial`) how many devices stopped their work early."""
+
+    metrics: Sequence[str]
+    partial: bool = False
+
+
 class Measured(NamedTuple):
     """What the lanes of a sum say: the examples trained on (None where devices weigh by them: then it is the weight),
-    the devices that evaluated the round's model, and the mean of each metric."""
+    the devices that evaluated the round's model and those that stopped early, and the mean of each metric."""
 
     examples: int | None
     evaluated: int
+    partial: int
     means: Mapping[str, float]
 
 
-def labels_of(kind: Kind, metrics: Sequence[str], *, examples: bool) -> tuple[str, ...]:
+def labels_of(kind: Kind, asked: Asked, *, examples: bool) -> tuple[str, ...]:
     """The lanes of a round: `train.NAME` and `eval.NAME` with the examples of each (`... of`)."""
-    said = ("train", "eval") if kind == "train" else ("eval",)
-    pairs = [f"{prefix}.{name}{tail}" for prefix in said for name in metrics for tail in ("", " of")]
-    return (*(("examples",) if examples and kind == "train" else ()), "evaluated", *pairs)
+    trains = kind == "train"
+    said = ("train", "eval") if trains else ("eval",)
+    pairs = [f"{prefix}.{name}{tail}" for prefix in said for name in asked.metrics for tail in ("", " of")]
+    first = ("examples",) if examples and trains else ()
+    return (*first, "evaluated", *(("partial",) if asked.partial and trains else ()), *pairs)
 
 
 def values_of(labels: Sequence[str], head: Head) -> list[float]:
     """A device's own lanes. `head` has its examples capped already."""
-    values = {"examples": float(head.examples), "evaluated": float(bool(head.evaluation))}
+    values = {
+        "examples": float(head.examples), "evaluated": float(bool(head.evaluation)), "partial": float(head.partial),
+    }  # fmt: skip
     for prefix, metrics, weight in (
         ("train", head.training, head.examples),
         ("eval", head.evaluation, head.evaluation_examples),
@@ -56,4 +68,4 @@ def measured(labels: Sequence[str], sums: Sequence[float]) -> Measured:
         if by.get(f"{name} of", 0.0) > 0 and math.isfinite(by[name])
     }
     examples = int(by["examples"]) if "examples" in by else None
-    return Measured(examples, int(by["evaluated"]), means)
+    return Measured(examples, int(by["evaluated"]), int(by.get("partial", 0.0)), means)
