@@ -18,6 +18,7 @@ from koinon_core.tensors import Tensors
 
 if TYPE_CHECKING:
     from koinon.best import BestModel
+    from koinon.central import Central, Evaluated
     from koinon.operator import Operator
 
 __all__ = ["Run", "RunHandle", "read_model"]
@@ -112,6 +113,17 @@ class RunHandle:
 
         with self._operator() as operator:
             return best_of(operator.get(self.id))
+
+    def evaluate(
+        self, function: "Central", *, every: int = 1, follow: bool = True
+    ) -> "list[Evaluated]":  # fmt: skip
+        """Measure its models here: `function(model)` gives metrics of a model (names to arrays), which are kept as
+        `central.NAME` of the round that made it. Every `every`th round and the last one; until the run is over, or
+        with follow=False those that there are. Rounds that have some are left out. Returns what was measured."""
+        from koinon.central import evaluate
+
+        with self._operator() as operator:
+            return list(evaluate(operator, self.id, function, every=every, follow=follow))
 
     def updates(self, round_: int | None = None) -> list[Any]:
         """What is known of the updates, of a round or of all (koinon.v1.UpdateInfo), by round and device."""

@@ -16,6 +16,7 @@ from koinon_core import codecs
 from koinon_core.canonical import canonical, digest_of
 from koinon_core.errors import UsageError
 from koinon_core.flow.best import Best
+from koinon_core.flow.central import is_central
 from koinon_core.flow.schedule import check_schedules
 from koinon_core.fold import grid_for
 from koinon_core.round.terms import Aggregation, Kind
@@ -167,7 +168,7 @@ class RunSpec:
             raise UsageError(f"the run's [config] must be a table, not {type(self.config).__name__}")
         check_schedules(self.config)
         object.__setattr__(self, "best", dict(self.best) if isinstance(self.best, Mapping) else self.best)
-        if self.watch is not None and self.secure:
+        if self.watch is not None and self.secure and not is_central(self.watch.metric):
             name = self.watch.metric.partition(".")[2]
             if name not in self.metrics:
                 raise UsageError(

@@ -57,7 +57,7 @@ def compare(
 def _shared(runs: Sequence[pb.GetResponse]) -> str:
     """A metric that all runs have."""
     sets = [
-        {name for r in got.rounds for name in r.metrics if name.startswith(("eval.", "train."))}
+        {name for r in got.rounds for name in r.metrics if name.startswith(("eval.", "train.", "central."))}
         for got in runs
     ]
     both = set.intersection(*sets)

@@ -247,9 +247,9 @@ def _status(r: pb.RoundInfo) -> str:
 
 
 def _metrics(r: pb.RoundInfo) -> str:
-    """What was measured: `train.` in the round, `eval.` of the model that it made."""
+    """What was measured: `train.` in the round, `eval.` (by devices) and `central.` of the model that it made."""
     return "  ".join(
-        f"{k} {v:.4g}" for k, v in sorted(r.metrics.items()) if k.startswith(("eval.", "train."))
+        f"{k} {v:.4g}" for k, v in sorted(r.metrics.items()) if k.startswith(("eval.", "train.", "central."))
     )
 
 

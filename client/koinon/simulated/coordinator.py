@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from koinon.central import Central
 from koinon.run import Run
 from koinon.simulated.secrets import Secrets
 from koinon.simulated.world import Faults, World
@@ -12,6 +13,7 @@ from koinon_core import run as runs
 from koinon_core.canonical import sha256
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, KoinonError, RemoteProtocolError
+from koinon_core.flow.central import central
 from koinon_core.fold import verify
 from koinon_core.history import Standing
 from koinon_core.round import effects
@@ -70,7 +72,8 @@ class Port(Protocol):
 class House:
     """The simulated coordinator: the run's machine and what the driver does around it, in memory."""
 
-    def __init__(self, run: Run, world: World, faults: Faults):
+    def __init__(self, run: Run, world: World, faults: Faults, central: Central | None = None):
+        self._central = central
         self.world, self.faults, self.spec = world, faults, run.spec
         self.strategy, self.layout = run.spec.check()
         self.contents: dict[str, bytes] = {}
@@ -242,9 +245,18 @@ class House:
 
     def _note(self, r: Round | None) -> None:
         assert r is not None
+        if self._central is not None and r.stage == "closed" and r.terms.kind == "train":
+            self._measure(r.terms.round, central(self._central(self.model)))
         own = self.metrics.get(r.terms.round, {})
         self.rounds.append(RoundSummary(r.terms.round, r.stage, r.reason, r.accepted, own))
         self.staged.clear()
+
+    def _measure(self, number: int, metrics: Mapping[str, float]) -> None:
+        """What the run's owner says of the model that round `number` made."""
+        self.metrics.setdefault(number, {}).update(metrics)
+        watch = self.spec.watch
+        if watch is not None and watch.metric in metrics:
+            self.move(runs.Measured(self.world.now, number, metrics[watch.metric]))
 
     def _plan_tick(self) -> None:
         at = self.machine.wakes_at
