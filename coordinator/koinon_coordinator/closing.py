@@ -4,14 +4,15 @@ Model, state and updates are read and written tile by tile, so that a round cost
 model and however many its devices. Runs in a worker thread; numpy and the codecs release the GIL for most of it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from koinon_coordinator.scratch import Room
 from koinon_coordinator.store import Content, Drafts, ModelVersion, Store, UpdateRow
 from koinon_core.codec import Reader, Writer, as_they_are
+from koinon_core.flow.spread import spread_of
 from koinon_core.ring import Sum
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
@@ -37,6 +38,7 @@ __all__ = [
     "Closed", "Plan", "close_round", "close_secure", "contributions_of", "first_version", "open_model", "open_update",
 ]  # fmt: skip
 
+_NOTHING: Mapping[str, float] = {}
 _WORTH = 0.9  # of a model's bytes: a difference that is larger is not worth a second content
 
 
@@ -162,15 +164,17 @@ def close_round(
     takes what comes of it (default: the store's own); `replay` only looks at it. With `delta`, the difference to the
     model before is made too, for devices that hold that, if it is smaller than the model."""
     contributions = contributions_of(store, plan, terms, staged)
+    spread = spread_of(c.head for c in contributions) if plan.spec.spreads else {}
     if terms.kind == "evaluate":
-        return _judged(version, evaluate(plan.strategy, terms, contributions))
+        return _judged(version, evaluate(plan.strategy, terms, contributions), spread)
 
     def take(w: Source, state: Source, into: Into) -> Closing:
         return close(
             plan.strategy, plan.layout, plan.shape, terms, plan.population, w, state, contributions, into
         )
 
-    return _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
+    closed = _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
+    return replace(closed, metrics={**spread, **closed.metrics})
 
 
 def close_secure(
@@ -195,8 +199,8 @@ def close_secure(
         return _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
 
 
-def _judged(version: ModelVersion, made: Closing) -> Closed:
-    return Closed(version, dict(made.metrics), made.sum, [], made.evaluated)
+def _judged(version: ModelVersion, made: Closing, spread: Mapping[str, float] = _NOTHING) -> Closed:
+    return Closed(version, {**spread, **made.metrics}, made.sum, [], made.evaluated)
 
 
 def _stepped(

@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 
 from koinon.best import values_of
-from koinon.cli.output import Address, AsJson, Credentials, Insecure, console, print_json, size
+from koinon.cli import measured
+from koinon.cli.output import Address, AsJson, Credentials, Insecure, console, print_json, size, table_of
 from koinon.operator import Operator
 from koinon_core.errors import NotFound, UsageError
 from koinon_core.flow.best import Best
@@ -18,6 +19,7 @@ __all__ = ["compare"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
+_SPREAD = "over devices"
 
 
 def compare(
@@ -56,10 +58,7 @@ def compare(
 
 def _shared(runs: Sequence[pb.GetResponse]) -> str:
     """A metric that all runs have."""
-    sets = [
-        {name for r in got.rounds for name in r.metrics if name.startswith(("eval.", "train.", "central."))}
-        for got in runs
-    ]
+    sets = [{name for r in got.rounds for name in measured.means(r.metrics)} for got in runs]
     both = set.intersection(*sets)
     for name in ("eval.accuracy", "eval.loss", *sorted(both)):
         if name in both:
@@ -83,9 +82,16 @@ def _row(got: pb.GetResponse, metric: str) -> dict[str, Any]:
     return {
         "run": got.run.name, "strategy": got.run.strategy, "status": got.run.status, "rounds": got.run.rounds_closed,
         "best": found.value, "best_round": found.round, "last": values[-1][1],
+        "over_devices": _over_devices(got, metric),
         "bytes_up": sum(r.bytes_up for r in got.rounds), "bytes_down": sum(r.bytes_down for r in got.rounds),
         "seconds": max(ends) - min(r.opened_at for r in closed) if ends else 0.0, "values": values,
     }  # fmt: skip
+
+
+def _over_devices(got: pb.GetResponse, metric: str) -> dict[str, float]:
+    """How the metric was distributed over devices when it was last measured."""
+    known = (measured.over_devices(metric, r.metrics) for r in reversed(got.rounds) if metric in r.metrics)
+    return next(filter(None, known), {})
 
 
 def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
@@ -97,18 +103,20 @@ def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
         f"best {metric}",
         "in round",
         "last",
+        _SPREAD,
         "up",
         "down",
         "seconds",
     )
-    table = Table(*columns, box=None)
-    for row in rows:
-        table.add_row(
+    shown = [
+        (
             row["run"], row["strategy"], row["status"], str(row["rounds"]), f"{row['best']:.4g}",
-            str(row["best_round"]), f"{row['last']:.4g}", size(row["bytes_up"]), size(row["bytes_down"]),
-            f"{row['seconds']:.1f}",
-        )  # fmt: skip
-    return table
+            str(row["best_round"]), f"{row['last']:.4g}", " ".join(f"{v:.3g}" for v in row["over_devices"].values()),
+            size(row["bytes_up"]), size(row["bytes_down"]), f"{row['seconds']:.1f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return table_of(columns, shown, measured=(_SPREAD,))
 
 
 def _spark(values: Sequence[float]) -> str:

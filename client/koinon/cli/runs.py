@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koinon.best import best_of
+from koinon.cli import measured
 from koinon.cli.output import (
     Address,
     AsJson,
@@ -150,6 +151,8 @@ def show(
     secure = ", secure" if got.run.aggregation == "secure" else ""
     out.print(f"strategy {got.run.strategy}{secure}, model {got.model_digest[:12]}, history {got.head[:12]}")
     out.print(_rounds_table(got.rounds))
+    if any(measured.over_devices(name, r.metrics) for r in got.rounds for name in r.metrics):
+        out.print(measured.LEGEND, style="dim")
     for r in got.rounds:
         if waited := _still_out(r):
             out.print(waited)
@@ -248,9 +251,7 @@ def _status(r: pb.RoundInfo) -> str:
 
 def _metrics(r: pb.RoundInfo) -> str:
     """What was measured: `train.` in the round, `eval.` (by devices) and `central.` of the model that it made."""
-    return "  ".join(
-        f"{k} {v:.4g}" for k, v in sorted(r.metrics.items()) if k.startswith(("eval.", "train.", "central."))
-    )
+    return measured.said(r.metrics)
 
 
 @app.command(epilog="Example: koinon run watch digits")

@@ -14,6 +14,7 @@ from koinon_core.canonical import sha256
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, KoinonError, RemoteProtocolError
 from koinon_core.flow.central import central
+from koinon_core.flow.spread import spread_of
 from koinon_core.fold import verify
 from koinon_core.history import Standing
 from koinon_core.round import effects
@@ -321,12 +322,15 @@ class House:
             Contribution(c, self.staged[c][0], self._reader(self.staged[c][1]) if trained else None)
             for c in accepted
         ]
-        if not trained:
-            return evaluate(self.strategy, r.terms, contributions)
-        return close(
-            self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
-            Held(self.state), contributions, into,
-        )  # fmt: skip
+        spread = spread_of(c.head for c in contributions) if self.spec.spreads else {}
+        if trained:
+            made = close(
+                self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
+                Held(self.state), contributions, into,
+            )  # fmt: skip
+        else:
+            made = evaluate(self.strategy, r.terms, contributions)
+        return replace(made, metrics={**spread, **made.metrics})
 
     def _summed(self, r: Round, accepted: Sequence[str], into: Into) -> Closing:
         """The same of a secure round, of which the sum is all that there is."""

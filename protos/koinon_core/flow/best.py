@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from koinon_core.errors import UsageError
 from koinon_core.flow.central import PREFIX
+from koinon_core.flow.spread import plain
 
 __all__ = ["Best", "Found"]
 
@@ -62,7 +63,7 @@ class Best:
                 f"metric = {metric!r:.80} of the run's [best] must be one of the devices' evaluation or training, for "
                 "example 'eval.loss', or of the owner's own, 'central.loss'"
             )
-        mode = table.get("mode", "max" if metric.endswith(_LARGER) else "min")
+        mode = table.get("mode", "max" if plain(metric).endswith(_LARGER) else "min")
         patience, delta = table.get("patience", 0), table.get("delta", 0.0)
         if mode not in ("min", "max"):
             raise UsageError(f"mode = {mode!r} of the run's [best] must be 'min' or 'max'")

@@ -90,7 +90,7 @@ class Lanes:
             labels = numbers.labels_of(
                 self.terms.kind, agreed.numbers, examples=not by_examples(self.strategy)
             )
-            return _held(np.array(numbers.values_of(labels, head)))
+            return _held(np.array(numbers.values_of(labels, head, agreed.numbers)))
         if not part.fields:
             return _held(np.array([head.totals[part.name.removeprefix("total/")]], np.float64))
         rotated = next(g.rotated for g in agreed.ring.groups if g.name == part.name)

@@ -122,7 +122,7 @@ class Total:
         self.count, self.weight = report.devices, float(report.weight)
         self.totals = {name: self._means.numbers[f"total/{name}"][0] for name in strategy.totals()}
         labels = numbers.labels_of(terms.kind, agreed.numbers, examples=not self._by_examples)
-        self._measured = numbers.measured(labels, self._means.numbers["numbers"])
+        self._measured = numbers.measured(labels, self._means.numbers["numbers"], agreed.numbers)
         self.floored = frozenset(n for n in layout.buffers.by_name if n.rpartition(".")[2] == "running_var")
 
     def values(self, name: str, offset: int) -> Array:
@@ -145,7 +145,7 @@ class Total:
         clipped = max(self._means.report.clipped.values(), default=None)
         share = {} if clipped is None else {"clipped": clipped / self.count}
         share |= {"partial": early / self.count} if early else {}
-        return {**known, **share, **self._measured.means}
+        return {**self._measured.spread, **known, **share, **self._measured.means}
 
     @cached_property
     def tuning(self) -> str:
