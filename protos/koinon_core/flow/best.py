@@ -19,9 +19,14 @@ from koinon_core.errors import UsageError
 from koinon_core.flow.central import PREFIX
 from koinon_core.flow.spread import plain
 
-__all__ = ["Best", "Found"]
+__all__ = ["Best", "Found", "mode_of"]
 
 _LARGER = ("accuracy", "auc", "f1", "score")
+
+
+def mode_of(metric: str) -> str:
+    """Whether more of a metric is better, by its name."""
+    return "max" if plain(metric).endswith(_LARGER) else "min"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Best:
                 f"metric = {metric!r:.80} of the run's [best] must be one of the devices' evaluation or training, for "
                 "example 'eval.loss', or of the owner's own, 'central.loss'"
             )
-        mode = table.get("mode", "max" if plain(metric).endswith(_LARGER) else "min")
+        mode = table.get("mode", mode_of(metric))
         patience, delta = table.get("patience", 0), table.get("delta", 0.0)
         if mode not in ("min", "max"):
             raise UsageError(f"mode = {mode!r} of the run's [best] must be 'min' or 'max'")
