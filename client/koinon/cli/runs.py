@@ -24,6 +24,7 @@ from koinon.cli.output import (
     size,
     table_of,
 )
+from koinon.cli.starting import first_model
 from koinon.operator import Operator
 from koinon_core.errors import NotFound, RunEnded, UsageError
 from koinon_core.strategy.registry import load_plugins
@@ -38,7 +39,24 @@ Name = Annotated[str, typer.Argument(help="The run's name or id.")]
 @app.command(epilog="Example: koinon run create digits --model init.safetensors --rounds 10 --min-clients 3")
 def create(
     name: Annotated[str, typer.Argument(help="A name for the run.")],
-    model: Annotated[Path, typer.Option(help="The first model, a safetensors file.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The first model: a safetensors file, a folder of its shards, a torch checkpoint."),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN\\[@ROUND|@best]", help="Begin with the model of another run."),
+    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Weights for --model, from another file.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="--model keeps what --from or --start does not have.")
+    ] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Do not take tensors that match, for example 'head.*'.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="OLD=NEW: names that begin with OLD there begin with NEW.")
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(help="For example 'koinon.chain(koinon.FedAdam(lr=0.01), koinon.Clip(1.0))'."),
@@ -71,13 +89,22 @@ def create(
         "aggregation": aggregation,
     }  # fmt: skip
     settings.update({key: value for key, value in flags.items() if value is not None})
-    handle = Run(name, model=model, **settings).create(address, credentials=credentials, insecure=insecure)
+    given, where = first_model(
+        model, other, start, allow_missing=allow_missing, ignore=ignore or [], rename=rename or [], address=address,
+        credentials=credentials, insecure=insecure,
+    )  # fmt: skip
+    run = Run(name, **given, **settings)
+    handle = run.create(address, credentials=credentials, insecure=insecure)
+    fresh = run.started or "the strategy's state, and what devices keep, start afresh"
+    began = f"it begins with {where}: {fresh}" if where else ""
     if json:
-        print_json({"id": handle.id, "name": handle.name})
+        print_json({"id": handle.id, "name": handle.name, **({"started": began} if began else {})})
     else:
         console().print(
             f"run {handle.name} is created (id {handle.id}); `koinon run watch {handle.name}` follows it"
         )
+        if began:
+            console().print(began)
 
 
 def _settings(config: Path | None) -> dict[str, Any]:
@@ -91,9 +118,9 @@ def _settings(config: Path | None) -> dict[str, Any]:
         raise UsageError(f"the config file {config} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{config} is not TOML: {error}") from error
-    for key in ("name", "model", "schema"):
+    for key in ("name", "model", "schema", "start", "allow_missing", "ignore", "rename"):
         if key in settings:
-            raise UsageError(f"{key!r} does not belong in {config}: name and --model of the command say it")
+            raise UsageError(f"{key!r} does not belong in {config}: flags of the command say it")
     if not isinstance(settings.get("strategy", ""), str):
         raise UsageError(f"strategy in {config} must be text, for example 'koinon.FedAvg()'")
     if not isinstance(settings.get("config", {}), dict):
