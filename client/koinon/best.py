@@ -27,7 +27,7 @@ def best_of(got: pb.GetResponse) -> BestModel:
     if found is None:
         raise NotFound(
             f"run {got.run.name!r} has no {watch.metric!r} yet; devices measure it with evaluate= (eval.) or "
-            "submit(metrics=) (train.)"
+            "submit(metrics=) (train.), and you with `koinon run evaluate` (central.)"
         )
     return BestModel(found.round, watch.metric, found.value)
 

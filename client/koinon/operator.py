@@ -6,7 +6,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # see koinon.link
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,6 +133,12 @@ class Operator:
         """What is known of the updates of a run, by round and device: of one round and one device, or of all."""
         for part in self._stream(RUNS.UPDATES, pb.UpdatesRequest(run=run, round=round_, client=client)):
             yield from part.updates
+
+    def measure(self, run: str, round_: int, metrics: Mapping[str, float]) -> pb.RunInfo:
+        """Keep what you measured of the model that a round made, as its metrics central.NAME."""
+        request = pb.MeasureRequest(run=run, round=round_, metrics=metrics)
+        response: pb.MeasureResponse = self._call(RUNS.MEASURE, request)
+        return response.run
 
     def model(self, run: str, round_: int | None = None) -> tuple[int, Tensors]:
         """(round, model): the newest, or the one that `round_` made (0: the first)."""

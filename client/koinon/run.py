@@ -2,14 +2,14 @@
 simulated."""
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from koinon.adapt import adapt, check_tied
+from koinon.starting import Initial, Start, fitted
+from koinon.stored import read_weights
 from koinon_core.errors import RunEnded, UsageError
 from koinon_core.schema import Schema, schema_of
 from koinon_core.spec import RunSpec
@@ -18,22 +18,28 @@ from koinon_core.tensors import Tensors
 
 if TYPE_CHECKING:
     from koinon.best import BestModel
+    from koinon.central import Central, Evaluated
     from koinon.operator import Operator
 
 __all__ = ["Run", "RunHandle", "read_model"]
 
 
 class Run:
-    """One run. `model` is a torch module, a dict of arrays, or the path of a safetensors file; `strategy` an
-    object or its line of text; `config` your own settings, which devices find in `task.config`. All other
-    settings are those of `koinon_core.spec.RunSpec` (min_clients, clients, deadline, seed, ...).
+    """One run. `model` is a torch module, a dict of arrays, or a path: a safetensors file, a folder of its shards, or a
+    torch checkpoint; `strategy` an object or its line of text; `config` your own settings, which devices find in
+    `task.config`. All other settings are those of `koinon_core.spec.RunSpec` (min_clients, clients, deadline, seed).
+
+    `start` has the first weights where they are not the model's own: a path, names to arrays (`handle.model()`, a
+    state_dict). All must fit, by name and shape, but for what `allow_missing`, `ignore` (shell patterns) and `rename`
+    (how names begin there: and here) say. `started` tells what was taken.
 
     UsageError, in one sentence with the fix, if it could not run.
     """
 
     def __init__(
         self, name: str | None = None, *, model: Any, strategy: Strategy | str | None = None, rounds: int = 10,
-        config: Mapping[str, Any] | None = None, **settings: Any,
+        config: Mapping[str, Any] | None = None, start: Any = None, allow_missing: bool = False,
+        ignore: Sequence[str] = (), rename: Mapping[str, str] | None = None, **settings: Any,
     ):  # fmt: skip
         strategy = FedAvg() if strategy is None else strategy
         if isinstance(strategy, str):
@@ -43,12 +49,20 @@ class Run:
                 f"strategy is the class {strategy.__name__}; did you mean {strategy.__name__}()?"
             )
         self.model, schema = read_model(model)
+        self.started = ""
+        """What was taken of `start`, in a sentence."""
+        if start is not None:
+            how = Start(weights=start, allow_missing=allow_missing, ignore=ignore, rename=rename)
+            self.model, taken = fitted(self.model, how)
+            self.started = f"{taken}; the strategy's state, and what devices keep, start afresh"
+        elif allow_missing or ignore or rename:
+            raise UsageError("allow_missing, ignore and rename are about start, and there is none")
         self.spec = RunSpec.make(
             name=name or f"run-{uuid.uuid4().hex[:8]}", strategy=recipe.dump(strategy), schema=schema.to_json(),
             rounds=rounds, config=dict(config or {}), **settings,
         )  # fmt: skip
         strategy, _ = self.spec.check()
-        if not isinstance(model, str | Path | Tensors):
+        if not isinstance(model, str | Path | Tensors | Initial):
             check_tied(adapt(model), strategy)
 
     def __repr__(self) -> str:
@@ -113,6 +127,17 @@ class RunHandle:
         with self._operator() as operator:
             return best_of(operator.get(self.id))
 
+    def evaluate(
+        self, function: "Central", *, every: int = 1, follow: bool = True
+    ) -> "list[Evaluated]":  # fmt: skip
+        """Measure its models here: `function(model)` gives metrics of a model (names to arrays), which are kept as
+        `central.NAME` of the round that made it. Every `every`th round and the last one; until the run is over, or
+        with follow=False those that there are. Rounds that have some are left out. Returns what was measured."""
+        from koinon.central import evaluate
+
+        with self._operator() as operator:
+            return list(evaluate(operator, self.id, function, every=every, follow=follow))
+
     def updates(self, round_: int | None = None) -> list[Any]:
         """What is known of the updates, of a round or of all (koinon.v1.UpdateInfo), by round and device."""
         with self._operator() as operator:
@@ -125,29 +150,13 @@ class RunHandle:
 
 
 def read_model(model: Any) -> tuple[Tensors, Schema]:
-    """(weights, schema) of a module, arrays, tensors, or a safetensors file."""
+    """(weights, schema) of a module, arrays, tensors, or a path."""
+    if isinstance(model, Initial):
+        return model.weights, model.schema
     if isinstance(model, str | Path):
-        return _read_file(Path(model))
+        weights = read_weights(Path(model))
+        return weights, schema_of(weights)
     if isinstance(model, Tensors):
         return model, schema_of(model)
     adapted = adapt(model)
     return adapted.read(), adapted.schema
-
-
-def _read_file(path: Path) -> tuple[Tensors, Schema]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = Tensors({name: np.array(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118 - the file is no mapping
-    except FileNotFoundError:
-        raise UsageError(f"there is no model file {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is not a safetensors file: {error}") from error
-    except TypeError as error:
-        raise UsageError(
-            f"{path} holds a dtype that numpy does not have ({error}); save its tensors as float32"
-        ) from error
-    if not tensors:
-        raise UsageError(f"{path} holds no tensors")
-    return tensors, schema_of(tensors)

@@ -14,6 +14,7 @@ import os
 import queue
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from koinon.shelf import Shelf
 from koinon.task import Task
 from koinon.work import Workbench
 from koinon_core.errors import KoinonError, NotFound, Unavailable, UsageError
+from koinon_core.round.terms import Terms
 from koinon_core.spec import RunSpec
 from koinon_core.strategy.registry import load_plugins
 from koinon_core.strategy.runner import Prepared
@@ -108,12 +110,12 @@ def join(
 
 class Session:
     """This device in one run. Made by `join`; a context manager, so that what goes wrong is reported. `soon` does what
-    takes a while (default: a thread of the session's own, one thing after the other)."""
+    takes a while (default: a thread of the session's own, one thing after the other), `clock` has seconds that pass."""
 
     def __init__(
         self, link: Any, run: str, client: str, *, outbox: Outbox | None = None, wait: bool = False,
         identity: DeviceIdentity | None = None, policy: Policy | None = None,
-        soon: Callable[[Callable[[], None]], None] | None = None,
+        soon: Callable[[Callable[[], None]], None] | None = None, clock: Callable[[], float] = time.monotonic,
     ):  # fmt: skip
         self.client = client
         """This device's name."""
@@ -136,6 +138,8 @@ class Session:
         self._joined = threading.Event()
         self._attended = False
         self._refused: KoinonError | None = None
+        self._clock = clock
+        self._asked_at: dict[int, float] = {}  # when a round's work was asked for, on this clock
         self._task: Task | None = None
         self._tasks: Generator[Task, None, None] | None = None
         self._closed = False
@@ -234,7 +238,7 @@ class Session:
             client=self.client, spec=self.spec, half=self._talk.half, model=model, owned=owned, evaluate=evaluate,
             shelf=self._shelf, fetch=self._link.fetch,
             draft=lambda: self._outbox.draft(self._talk.run), show=self._show,
-            hand_over=self._hand_over, give_up=self._give_up,
+            hand_over=self._hand_over, give_up=self._give_up, left=self._time_left,
         )  # fmt: skip
         while True:
             with self._lock:
@@ -323,7 +327,16 @@ class Session:
     def heard(self, message: pb.CoordinatorMessage) -> None:
         """The coordinator said something."""
         with self._lock:
+            if message.WhichOneof("says") == "ask":
+                ask = message.ask
+                self._asked_at = {n: at for n, at in self._asked_at.items() if n >= self._talk.member.round}
+                self._asked_at[ask.round] = self._clock() - ask.elapsed
             self._talk.heard(message)
+
+    def _time_left(self, terms: Terms) -> float:
+        """Seconds until the deadline of a round's work."""
+        with self._lock:
+            return self._asked_at[terms.round] + terms.deadline - self._clock()
 
     def failed(self, error: KoinonError) -> None:
         """The link gave up."""

@@ -10,6 +10,7 @@ queue of (virtual time, message), and a seed decides what is late or lost.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from koinon.central import Central
 from koinon.run import Run
 from koinon.simulated.coordinator import House, RoundSummary
 from koinon.simulated.device import Client, Device
@@ -41,13 +42,15 @@ def simulate(
     clients: int | Iterable[str] = 10,
     faults: Faults | None = None,
     seed: int = 0,
+    central: Central | None = None,
 ) -> Simulated:
     """Run `run` with `clients` simulated devices (a number, or their names) that each call `client(session)`.
 
     The same names, seeds and client function give the same model as a deployed run, byte for byte, where the
     training itself is deterministic. Of a secure run too: devices draw real keys and mask their updates, and the sum
     does not depend on them. Raises RunEnded if the run could not finish, and re-raises the first error
-    of a client function that made it fail.
+    of a client function that made it fail. `central` measures each model as `handle.evaluate` does of a deployed run,
+    as soon as there is one.
     """
     names = [f"client-{i}" for i in range(clients)] if isinstance(clients, int) else list(clients)
     spec = run.spec
@@ -58,7 +61,7 @@ def simulate(
             f"{f' in each of {spec.groups} groups' if spec.groups > 1 else ''}{out}"
         )
     world = World(seed)
-    house = House(run, world, faults or Faults())
+    house = House(run, world, faults or Faults(), central)
     devices = [Device(house, client, name) for name in names]
     for device in devices:
         device.start()

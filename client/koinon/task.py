@@ -22,7 +22,8 @@ class Task:
 
     def __init__(
         self, terms: Terms, client: str, kind: Kind, model: Model, steering: Steering,
-        hand_in: Callable[["Task", int, Mapping[str, float]], None], epochs: int | None = None,
+        hand_in: Callable[["Task", int, Mapping[str, float]], None], epochs: int | None = None, *,
+        whole: str = "", left: Callable[[], float] | None = None,
     ):  # fmt: skip
         self.round = terms.round
         self.kind: Kind = kind
@@ -32,7 +33,10 @@ class Task:
         self.submitted = False
         self.outcome = ""
         """What became of it, once that is known: "counted", or why not."""
+        self.partial = False
+        """Whether what was handed in is of work that was stopped early."""
         self._late, self._epochs = "", epochs
+        self._whole, self._left = whole, left
         self._model, self._steering, self._hand_in = model, steering, hand_in
 
     def __repr__(self) -> str:
@@ -53,6 +57,17 @@ class Task:
         """Optimizer steps so far."""
         return self._steering.recorded.steps
 
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the round no longer waits for this work, as far as this device knows: never more than there
+        are, 0 once they are over. None where it does not know. Sending takes its part of them."""
+        return None if self._left is None else max(0.0, self._left())
+
+    @property
+    def takes_partial(self) -> bool:
+        """Whether work that is stopped early may be handed in, by the run's config and its strategy."""
+        return not self._whole
+
     def cancel(self, reason: str) -> None:
         """Called by the session."""
         self._late = reason
@@ -62,16 +77,25 @@ class Task:
         """One plain SGD step on a model of numpy arrays, with the strategy's gradient term."""
         self._model.descend(gradients, lr, self._steering)
 
-    def submit(self, *, examples: int, metrics: Mapping[str, float] | None = None) -> None:
+    def submit(
+        self, *, examples: int, metrics: Mapping[str, float] | None = None, partial: bool = False
+    ) -> None:  # fmt: skip
         """Hand in what the model has become. `examples` is how many it was trained on, at least 1; `metrics`
-        are numbers about the training, joined over all devices by their examples.
+        are numbers about the training, joined over all devices by their examples. `partial` says that the training was
+        stopped early (`remaining`, heat, a battery): `examples` are then those that it has really seen, and the
+        passes that would come after it are left out.
 
-        BadUpdate, in one sentence, if it may not be sent (NaN, too many examples, out of bounds). A round that is
-        over already is no error: the work is dropped, and `outcome` says why.
+        UsageError where the run or its strategy takes whole work only (`takes_partial`): the loop may go on, or leave
+        the round. BadUpdate, in one sentence, if it may not be sent (NaN, too many examples, out of bounds). A round
+        that is over already is no error: the work is dropped, and `outcome` says why.
         """
         if self.submitted:
             raise UsageError(f"round {self.round} has its update already; submit once")
         if isinstance(examples, bool) or int(examples) != examples:
             raise UsageError(f"examples must be a whole number, not {examples!r}")
-        self.submitted = True
+        if partial and self._whole:
+            raise UsageError(
+                f"this work cannot be handed in early: {self._whole}; finish it, or leave the round"
+            )
+        self.submitted, self.partial = True, partial
         self._hand_in(self, int(examples), {k: float(v) for k, v in (metrics or {}).items()})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from koinon.models import Evaluate, Model
+from koinon.models import Evaluate, Model, Steering
 from koinon.shelf import Shelf
 from koinon.task import Kind, Task
 from koinon_core.blob import Blob
@@ -33,7 +33,8 @@ __all__ = ["Workbench"]
 class Workbench:
     """What the rounds of one loop have in common. `shelf` has the models, `fetch` gets another content's
     bytes, `draft` is what the next update is written into, `show` is told of the task that the loop gets, `hand_over`
-    takes the update, `give_up` a code and the reason why there is none."""
+    takes the update, `give_up` a code and the reason why there is none; `left` says how many seconds a round with these
+    terms still waits."""
 
     client: str
     spec: RunSpec
@@ -47,6 +48,7 @@ class Workbench:
     show: Callable[[Task], None]
     hand_over: Callable[[Prepared], None]
     give_up: Callable[[str, str], None]
+    left: Callable[[Terms], float]
 
     def work(self, ask: pb.Ask, terms: Terms, state: State) -> Iterator[Task]:
         """The tasks of one round: an extra pass or two where the strategy wants them, and the training."""
@@ -93,7 +95,7 @@ class Workbench:
         def hand_in(task: Task, examples: int, metrics: Mapping[str, float]) -> None:
             # Passes that come after it move the weights on; and some models can only be read as a whole.
             end = Held(model.read()) if later or model.rounds else model
-            trained.update(end=end, examples=examples, metrics=metrics)
+            trained.update(end=end, examples=examples, metrics=metrics, partial=task.partial)
             if not later:
                 finish()
 
@@ -104,7 +106,9 @@ class Workbench:
                 loss_before=head.evaluation.get("loss"), results=results,
             )  # fmt: skip
             training = {**trained["metrics"], **personal}
-            full = replace(head, examples=trained["examples"], training=training, steps=done.steps)
+            full = replace(
+                head, examples=trained["examples"], training=training, steps=done.steps, partial=trained["partial"]
+            )  # fmt: skip
             self._prepare(
                 lambda: self.half.prepare(
                     state=state,
@@ -119,7 +123,7 @@ class Workbench:
                 )
             )
 
-        task = Task(terms, self.client, "train", model, steering, hand_in)
+        task = self._task(terms, "train", steering, hand_in)
         self.show(task)
         with steering:
             yield task
@@ -127,9 +131,23 @@ class Workbench:
             self.give_up("DECLINED", "the loop went on without submitting an update")
             return
         for one in later:
+            if task.partial and not one.measure:  # as if it had taken no step: there is no time for it
+                results[one.name] = Tensors({**start, **one.start}) if one.start is not None else model.read()
+                continue
             yield from self._extra(one, terms, start, results, personal)
         if later:
             finish()
+
+    def _task(
+        self, terms: Terms, kind: Kind, steering: Steering,
+        hand_in: Callable[[Task, int, Mapping[str, float]], None], epochs: int | None = None,
+    ) -> Task:  # fmt: skip
+        # What a pass makes is not sent, so it may end at any time; but a gradient is one of all the device's data.
+        refused = {"train": self.spec.whole, "measure": "a gradient is taken over all of the device's data"}
+        return Task(
+            terms, self.client, kind, self.model, steering, hand_in, epochs, whole=refused.get(kind, ""),
+            left=lambda: self.left(terms),
+        )  # fmt: skip
 
     def _down(self, ask: pb.Ask, terms: Terms) -> State:
         """What of the strategy's state devices get."""
@@ -178,7 +196,7 @@ class Workbench:
         began = model.read() if one.when == "before" else start
         steering = model.steer(one.pull, start, measure=one.measure, train=one.train)
         kind: Kind = "measure" if one.measure else "personal"
-        task = Task(terms, self.client, kind, model, steering, hand_in, one.epochs)
+        task = self._task(terms, kind, steering, hand_in, one.epochs)
         with steering:
             yield task
         results[one.name] = steering.gradient() if one.measure else model.read()

@@ -149,7 +149,9 @@ def _check(store: Store, plan: Plan, r: Round, answer: Answer, now: float) -> Up
     if answer.terms != (work.terms if work is not None else terms.digest):
         raise RemoteProtocolError("the update was made under other terms than this round's")
     trained = terms.kind == "train"
-    answer.head.check(trained=trained, max_examples=terms.max_examples, totals=plan.strategy.totals())
+    answer.head.check(
+        trained=trained, max_examples=terms.max_examples, totals=plan.strategy.totals(), whole=plan.spec.whole
+    )
     answer.stats.check(most=sum(f.size for f in plan.layout.update) if trained else 0)
     if not trained and (answer.digest or answer.size or answer.data):
         raise BadBlob("an evaluation has numbers only, and this one came with bytes")

@@ -7,6 +7,7 @@ from koinon_coordinator.closing import Closed
 from koinon_coordinator.retention import Kept
 from koinon_coordinator.store import Incident, ModelVersion, PayloadRow, RunRow, SessionGone, Store, UpdateRow
 from koinon_core import run as runs
+from koinon_core.flow.central import is_central
 from koinon_core.history import genesis
 from koinon_core.round.machine import Round, rebuild
 from koinon_core.run import Fact, Run
@@ -70,11 +71,13 @@ def read(store: Store, row: RunRow) -> Book:
     spec = RunSpec.decode(row.spec)
     version = store.latest_model(row.id)
     _, links = store.standing(row.id, max(1, row.number - 8))
-    best = spec.watch.over(store.measured(row.id, spec.watch.metric)) if spec.watch is not None else None
+    values = store.measured(row.id, spec.watch.metric) if spec.watch is not None else []
+    best = spec.watch.over(values) if spec.watch is not None else None
+    measured = dict(values) if spec.watch is not None and is_central(spec.watch.metric) else {}
     # The row's status and kind are text to the type checker; they were written from a Run.
     run = Run(
         id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights,
-        tuning=version.tuning, best=best, status=row.status,  # type: ignore[arg-type]  # see above
+        tuning=version.tuning, best=best, measured=measured, status=row.status,  # type: ignore[arg-type]  # see above
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]  # see above
         head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
         beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluators(row.id, spec.evaluate_every),

@@ -12,6 +12,7 @@ from functools import cached_property
 from koinon_coordinator.scratch import Room
 from koinon_coordinator.store import EVALUATED, Content, Drafts, ModelVersion, Store, UpdateRow
 from koinon_core.codec import Reader, Writer, as_they_are
+from koinon_core.flow.spread import spread_of
 from koinon_core.ring import Sum
 from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Terms
@@ -38,7 +39,8 @@ __all__ = [
     "Closed", "Plan", "close_round", "close_secure", "contributions_of", "first_version", "open_model", "open_update",
 ]  # fmt: skip
 
-_NOTHING: Mapping[str, Taken] = {}
+_NOTHING: Mapping[str, float] = {}
+_NOBODY: Mapping[str, Taken] = {}
 _WORTH = 0.9  # of a model's bytes: a difference that is larger is not worth a second content
 
 
@@ -146,7 +148,7 @@ def _three(drafts: Drafts, stack: ExitStack, plan: Plan) -> tuple[_Container, _C
 
 
 def contributions_of(
-    store: Store, plan: Plan, terms: Terms, staged: Sequence[UpdateRow], taken: Mapping[str, Taken] = _NOTHING
+    store: Store, plan: Plan, terms: Terms, staged: Sequence[UpdateRow], taken: Mapping[str, Taken] = _NOBODY
 ) -> list[Contribution]:
     """The accepted updates, by client, each behind a reader. `taken` says what those of a buffered round worked on."""
     trained = terms.kind == "train"
@@ -164,14 +166,15 @@ def contributions_of(
 
 def close_round(
     store: Store, plan: Plan, terms: Terms, version: ModelVersion, staged: Sequence[UpdateRow],
-    drafts: Drafts | None = None, *, delta: bool = False, taken: Mapping[str, Taken] = _NOTHING,
+    drafts: Drafts | None = None, *, delta: bool = False, taken: Mapping[str, Taken] = _NOBODY,
 ) -> Closed:  # fmt: skip
     """Sum the `staged` updates and take the strategy's step. Raises BadBlob if no finite model comes of it. `drafts`
     takes what comes of it (default: the store's own); `replay` only looks at it. With `delta`, the difference to the
     model before is made too, for devices that hold that, if it is smaller than the model."""
     contributions = contributions_of(store, plan, terms, staged, taken)
+    spread = spread_of(c.head for c in contributions) if plan.spec.spreads else {}
     if terms.kind == "evaluate":
-        return _judged(version, evaluate(plan.strategy, terms, contributions))
+        return _judged(version, evaluate(plan.strategy, terms, contributions), spread)
 
     def take(w: Source, state: Source, into: Into) -> Closing:
         return close(
@@ -179,10 +182,9 @@ def close_round(
         )
 
     closed = _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
-    if not terms.buffered:
-        return closed
-    # The rows of updates do not say in which buffer an evaluation came.
-    return replace(closed, metrics={**closed.metrics, EVALUATED: float(closed.evaluated)})
+    if terms.buffered:  # the rows of updates do not say in which buffer an evaluation came
+        spread = {**spread, EVALUATED: float(closed.evaluated)}
+    return replace(closed, metrics={**spread, **closed.metrics})
 
 
 def close_secure(
@@ -207,8 +209,8 @@ def close_secure(
         return _stepped(store, plan, terms, version, drafts or store.draft, delta, take)
 
 
-def _judged(version: ModelVersion, made: Closing) -> Closed:
-    return Closed(version, dict(made.metrics), made.sum, [], made.evaluated)
+def _judged(version: ModelVersion, made: Closing, spread: Mapping[str, float] = _NOTHING) -> Closed:
+    return Closed(version, {**spread, **made.metrics}, made.sum, [], made.evaluated)
 
 
 def _stepped(

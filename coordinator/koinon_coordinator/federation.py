@@ -7,7 +7,8 @@ reason, and does not keep the others from going on.
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -32,6 +33,7 @@ from koinon_core.errors import (
     Unavailable,
     UsageError,
 )  # fmt: skip
+from koinon_core.flow.central import central
 from koinon_core.identity import Trust
 from koinon_core.run import Run
 from koinon_core.spec import RunSpec
@@ -60,6 +62,8 @@ class Federation:
         self.drivers: dict[str, Driver] = {}
         self.rows: dict[str, RunRow] = {}
         self.aside: dict[str, KoinonError] = {}
+        self.measured: defaultdict[str, list[int]] = defaultdict(list)
+        """Rounds that their run's owner measured since this coordinator started, in the order in which that came."""
         self._tasks: asyncio.TaskGroup | None = None
         self._stopped = False
         self._driving: dict[str, asyncio.Task[None]] = {}
@@ -290,6 +294,24 @@ class Federation:
         if driver.run.status not in wanted:
             await self._until(driver, facts[verb], lambda run: run.status in wanted)
         return self.current(self.rows[row.id])
+
+    async def measure(self, name: str, round_: int, measured: Mapping[str, float]) -> None:
+        """Keep what a run's owner measured of the model that a round made; the best model is known by it, where the run
+        says so. Also of a run that is over, whose last model is measured then."""
+        row = self.find(name)
+        if row.id in self.aside:
+            raise Conflict(str(self.aside[row.id]))
+        metrics = central(measured)
+        await self.db(self.store.measure, row.id, round_, metrics)
+        self.measured[row.id].append(round_)
+        driver = self.drivers.get(row.id)
+        if driver is None:
+            return
+        watch = driver.run.spec.watch
+        if watch is not None and watch.metric in metrics:
+            # It is stored: whoever takes the run up finds it, whether or not this is still told.
+            driver.tell(runs.Measured(self.clock(), round_, metrics[watch.metric]))
+        driver.wake()
 
     async def _recover(self, driver: Driver, row: RunRow, beyond: int) -> RunRow:
         run = driver.run

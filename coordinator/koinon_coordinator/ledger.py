@@ -63,7 +63,7 @@ class Ledger:
         self._store, self._clock, self._book = store, clock, book
         self._quick = plan.layout.update.nbytes <= _QUICK
         self._incidents: Counter[str] = Counter()
-        self._telling = Telling(store, epoch)
+        self._telling = Telling(store, epoch, clock)
         self._known: tuple[tuple[int, int], dict[int, Session]] = ((0, 0), {})
         self._log = _log.bind(run=book.run.spec.name)
 

@@ -16,6 +16,8 @@ from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Said", "Telling", "ended"]
 
+_AT_ONCE = 1.0  # seconds of a deadline that nobody misses
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -34,9 +36,9 @@ def ended(run: Run) -> bytes:
 class Telling:
     """What the devices of a run are told in one epoch. What every device is asked alike is encoded once a round."""
 
-    def __init__(self, store: Store, epoch: int):
-        self._store, self._epoch = store, epoch
-        self._ask: tuple[int, bytes] | None = None
+    def __init__(self, store: Store, epoch: int, clock: Callable[[], float]):
+        self._store, self._epoch, self._clock = store, epoch, clock
+        self._ask: tuple[int, float, bytes] | None = None
 
     def said(self, book: Book, sessions: Callable[[], Sessions], orders: Iterable[Order]) -> list[Said]:
         """What the machine wants said, but for a Fold, which is taken and not said. `sessions` gives those of the open
@@ -91,12 +93,15 @@ class Telling:
         return _envelope(call=call)
 
     def _work(self, book: Book, r: Round) -> bytes:
-        """The Ask of the open round: the same bytes for every device, made once."""
+        """The Ask of the open round: the same bytes for all who are asked when it begins; for who comes back, with how
+        much of the deadline is over."""
         run, version, number = book.run, book.version, r.terms.round
-        if self._ask is None or self._ask[0] != number:
+        elapsed = r.elapsed(self._clock())
+        elapsed = elapsed if elapsed >= _AT_ONCE else 0.0
+        if self._ask is None or self._ask[:2] != (number, elapsed):
             ask = pb.Ask(
                 run=run.id, round=number, terms=r.terms.encoded, epoch=self._epoch,
-                links=convert.links_to({n: d for n, d in run.links.items() if n < number}),
+                links=convert.links_to({n: d for n, d in run.links.items() if n < number}), elapsed=elapsed,
             )  # fmt: skip
             ask.model.CopyFrom(self._content(r.terms.model))
             if r.terms.down:
@@ -104,8 +109,8 @@ class Telling:
             if version.delta and version.digest == r.terms.model:
                 ask.delta.CopyFrom(self._content(version.delta))
                 ask.delta_base = version.base
-            self._ask = (number, _envelope(ask=ask))
-        return self._ask[1]
+            self._ask = (number, elapsed, _envelope(ask=ask))
+        return self._ask[2]
 
     def _content(self, digest: str) -> pb.Content:
         window, size = self._store.window(digest)

@@ -16,7 +16,9 @@ from koinon_core import codecs
 from koinon_core.canonical import canonical, digest_of
 from koinon_core.errors import UsageError
 from koinon_core.flow.best import Best
+from koinon_core.flow.central import is_central
 from koinon_core.flow.schedule import check_schedules
+from koinon_core.flow.spread import histograms_of, read_from
 from koinon_core.fold import grid_for
 from koinon_core.round.terms import Aggregation, Kind
 from koinon_core.schema import Schema
@@ -24,10 +26,12 @@ from koinon_core.sections import Section
 from koinon_core.secure import rules
 from koinon_core.secure.agreement import ETA, SIGMA, Agreement, Keys
 from koinon_core.secure.levels import level_of
+from koinon_core.secure.numbers import MOST, Asked
 from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
 from koinon_core.strategy import recipe
 from koinon_core.strategy.buffered import check_buffered
+from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.strategy.robust_sum import robust_parts
 from koinon_core.update import Layout, layout_of
@@ -68,6 +72,10 @@ class RunSpec:
     patience        abandoned rounds in a row after which the run fails
     evaluate        whether the last model is evaluated by the devices too
     evaluate_every  devices evaluate the model that a round begins with in every such round, the first included
+    distribution    open: metrics are kept as a distribution over devices too (koinon_core.flow.spread); where devices
+                    have models of their own they always are
+    histograms      secure: the bins by whose counts such a distribution is known, as edges by metric
+    partial         whether a device may hand in what it has so far, where the strategy allows that
     best            by which metric the best model is known, and when to stop early (koinon_core.flow.best)
     retention       how long updates, and the states that are needed to sum them again, are kept after their round:
                     "keep", "none", or "N rounds" (evaluations and abandoned rounds are rounds too). Secure: "none"
@@ -125,6 +133,9 @@ class RunSpec:
     buffer: int = 0
     concurrency: int = 0
     staleness: int = 10
+    partial: bool = True
+    distribution: bool = False
+    histograms: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -165,20 +176,31 @@ class RunSpec:
             if self.retention == _LATER["retention"]:  # nothing was said
                 object.__setattr__(self, "retention", "none")
             rules.check_settings(self, sections)
+            object.__setattr__(self, "histograms", histograms_of(self.histograms, self.metrics, MOST))
+            if self.distribution:
+                raise UsageError(
+                    "distribution = true needs what single devices measured, which a secure sum does not show; name "
+                    "bins instead: [histograms] with accuracy = [0, 0.5, 0.8, 0.9, 1]"
+                )
+        elif self.histograms != {}:
+            raise UsageError(
+                "[histograms] are for secure runs; of an open one the distribution is known as it is: leave them out, "
+                "and set distribution = true where devices have no models of their own"
+            )
         elif self.groups != 1:
             raise UsageError("an open round has one group; groups belong to secure aggregation")
         if not isinstance(self.config, Mapping):
             raise UsageError(f"the run's [config] must be a table, not {type(self.config).__name__}")
         check_schedules(self.config)
         object.__setattr__(self, "best", dict(self.best) if isinstance(self.best, Mapping) else self.best)
-        if self.watch is not None and self.secure:
+        if self.watch is not None and self.secure and not is_central(self.watch.metric):
             name = self.watch.metric.partition(".")[2]
-            if name not in self.metrics:
+            if name not in self.metrics and read_from(name) not in self.histograms:
                 raise UsageError(
                     f"the best model is to be known by {self.watch.metric!r}, and a secure run sums only the metrics "
                     f"that it names; add {name!r} to metrics"
                 )
-        for name in ("strategy", "schema", "config", "best"):
+        for name in ("strategy", "schema", "config", "best", "histograms"):
             try:
                 canonical(getattr(self, name))
             except (TypeError, ValueError, RecursionError) as error:
@@ -274,6 +296,25 @@ class RunSpec:
             return None
         return (model if self.watch is not None and self.watch.metric.startswith("eval.") else round_), value
 
+    @cached_property
+    def whole(self) -> str:
+        """Why a device may not hand in work that it stopped early; empty if it may."""
+        if not self.partial:
+            return "this run takes whole work only (partial = false in its config)"
+        strategy = self.load_strategy()
+        for part in strategy.parts if isinstance(strategy, Chain) else (strategy,):
+            if Need.WHOLE in part.needs:
+                return f"{type(part).__name__} takes whole work only (docs/strategies.md says why)"
+        return ""
+
+    @cached_property
+    def spreads(self) -> bool:
+        """Whether metrics of an open run are kept as a distribution over devices too."""
+        strategy, layout = self._checked
+        parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
+        own = layout.local or any(getattr(type(part), "private", False) for part in parts)
+        return not self.secure and (self.distribution or bool(own))
+
     def evaluates_in(self, round_: int) -> bool:
         """Whether devices evaluate the model that a round which trains begins with."""
         return (round_ - 1) % self.evaluate_every == 0
@@ -364,7 +405,10 @@ class RunSpec:
     def _agreement(
         self, strategy: Strategy, layout: Layout, kind: Kind, tuning: Tuning | None, devices: int
     ) -> Agreement:
-        parts = parts_of(strategy, layout, kind, self.metrics, self.max_examples)
+        early = not self.whole
+        parts = parts_of(
+            strategy, layout, kind, Asked(self.metrics, early, self.histograms), self.max_examples
+        )
         weighs = kind == "train" and by_examples(strategy)
         ring = ring_of(
             parts, level_of(self.codec), devices=devices, max_weight=self.max_examples if weighs else 1,
@@ -372,7 +416,8 @@ class RunSpec:
         )  # fmt: skip
         return Agreement(
             keys=cast(Keys, self.keys), attempts=self.attempts, gamma=self.gamma, delta=self.delta, sigma=SIGMA,
-            eta=ETA, hardened=self.hardened, phase=self.phase, metrics=self.metrics, ring=ring,
+            eta=ETA, hardened=self.hardened, phase=self.phase, metrics=self.metrics, partial=early, ring=ring,
+            histograms=self.histograms,
         )  # fmt: skip
 
     @cached_property
@@ -420,7 +465,8 @@ _SHARES = ("gamma", "delta", "phase", "clip")
 _LATER = {
     "retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta", "keys": "ready", "attempts": 3,
     "gamma": 0.05, "delta": 0.10, "hardened": False, "phase": 30.0, "clip": 16.0, "metrics": ("loss", "accuracy"),
-    "evaluate_every": 1, "best": {}, "buffer": 0, "concurrency": 0, "staleness": 10,
+    "evaluate_every": 1, "best": {}, "buffer": 0, "concurrency": 0, "staleness": 10, "partial": True,
+    "distribution": False, "histograms": {},
 }  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def _section(prefix: str, f: Field) -> Field:
 class Head:
     """The numbers beside an open update's tensors; in a secure round they are lanes, and the head of its update is
     empty. `training` holds metrics of the local training, `evaluation` those of the round's starting model on this
-    device's data."""
+    device's data. `partial` says that the training was stopped early."""
 
     examples: int = 0
     totals: Mapping[str, float] = field(default_factory=dict)
@@ -154,9 +154,17 @@ class Head:
     evaluation: Mapping[str, float] = field(default_factory=dict)
     evaluation_examples: int = 0
     steps: int = 0
+    partial: bool = False
 
-    def check(self, *, trained: bool, max_examples: int, totals: Mapping[str, float]) -> None:
-        """Raise BadBlob, with the reason, for numbers that may not enter a sum."""
+    def check(
+        self, *, trained: bool, max_examples: int, totals: Mapping[str, float], whole: str = ""
+    ) -> None:  # fmt: skip
+        """Raise BadBlob, with the reason, for numbers that may not enter a sum. `whole` says why work that was stopped
+        early may not (RunSpec.whole)."""
+        if self.partial and (whole or not trained):
+            raise BadBlob(
+                f"it is of work that was stopped early, and {whole or 'an evaluation is done or it is not'}"
+            )
         if trained and not 1 <= self.examples <= max_examples:
             raise BadBlob(
                 f"an update over {self.examples} examples is refused: this run takes 1 to {max_examples} a device "
@@ -182,7 +190,8 @@ class Head:
                     )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # What older versions do not know is left out where it says nothing: the seals of their rows are over this.
+        return {k: v for k, v in asdict(self).items() if v or k != "partial"}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Head":

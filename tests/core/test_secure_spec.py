@@ -173,16 +173,17 @@ def groups(made: RunSpec, kind="train"):
 
 def test_the_groups_of_a_round_follow_from_layout_and_strategy():
     metrics = 2 * 2 * 2
-    assert groups(spec()) == {"param": 12, "stat": 6, "numbers": 1 + metrics}
-    assert groups(spec(metrics=[])) == {"param": 12, "stat": 6, "numbers": 1}
-    assert groups(spec(strategy=dump(FedAvgUniform()))) == {"param": 12, "stat": 6, "numbers": 2 + metrics}
+    assert groups(spec()) == {"param": 12, "stat": 6, "numbers": 2 + metrics}
+    assert groups(spec(partial=False)) == {"param": 12, "stat": 6, "numbers": 1 + metrics}
+    assert groups(spec(metrics=[])) == {"param": 12, "stat": 6, "numbers": 2}
+    assert groups(spec(strategy=dump(FedAvgUniform()))) == {"param": 12, "stat": 6, "numbers": 3 + metrics}
     assert groups(spec(strategy=dump(Scaffold()), population=2000)) == {
-        "param": 12, "stat": 6, "extra/control": 12, "numbers": 2 + metrics,
+        "param": 12, "stat": 6, "extra/control": 12, "numbers": 3 + metrics,
     }  # fmt: skip
     assert groups(spec(), "evaluate") == {"numbers": 1 + metrics // 2}
     assert groups(spec(sections=[{"match": "stat/*", "rule": "local"}])) == {
         "param": 12,
-        "numbers": 1 + metrics,
+        "numbers": 2 + metrics,
     }
 
 

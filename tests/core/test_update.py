@@ -1,7 +1,7 @@
 """What an update is made of, and what of it may not enter a sum."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from koinon_core.schema import Field, Schema
 from koinon_core.strategy import Base, FedAvg, FedBN, Scaffold, Up, chain
 from koinon_core.tensors import Tensors
 from koinon_core.update import Head, layout_of, pack_state, state_schema, unpack_state
+from koinon_core.wire import convert
 
 MODEL = Schema(
     (
@@ -99,6 +100,7 @@ FULL = Head(
 )  # fmt: skip
 
 BAD = [
+    (Head(partial=True), {}, "over 0 examples is refused"),
     (Head(examples=1, training={"loss": 1e31}), {}, "metrics are numbers up to"),
     (Head(), {}, "over 0 examples is refused: this run takes 1 to 100 a device"),
     (Head(examples=-1), {}, "over -1 examples is refused"),
@@ -145,6 +147,25 @@ def test_an_evaluation_needs_no_examples_of_training_and_brings_no_totals():
 def test_a_head_comes_back_from_json():
     assert Head.from_json(FULL.to_json()) == FULL
     assert Head.from_json(Head().to_json()) == Head()
+    early = replace(FULL, partial=True)
+    assert Head.from_json(early.to_json()) == early
+    assert convert.head_from(convert.head_to(early)) == early
+
+
+def test_a_head_of_whole_work_is_written_as_it_always_was():
+    """The seals of rows that an older version wrote are over these words."""
+    assert list(Head().to_json()) == [
+        "examples", "totals", "training", "evaluation", "evaluation_examples", "steps",
+    ]  # fmt: skip
+
+
+def test_work_that_was_stopped_early_is_refused_where_that_says_why():
+    early = Head(examples=1, partial=True)
+    check(early)
+    with pytest.raises(BadBlob, match="stopped early, and this run takes whole work only"):
+        early.check(trained=True, max_examples=1, totals={}, whole="this run takes whole work only")
+    with pytest.raises(BadBlob, match="an evaluation is done or it is not"):
+        check(Head(partial=True), trained=False)
 
 
 # -- the state of a strategy --------------------------------------------------------------------------------

@@ -26,14 +26,17 @@ def device(address: str, run: str, name: str, step: float) -> None:
 
         for task in session.tasks(model, evaluate=evaluate):
             model["x"] += step
-            task.submit(examples=1, metrics={"speed": step})
+            task.submit(examples=1, metrics={"speed": step * task.round})
 
 
 @pytest.fixture(scope="module")
 def coordinator(tmp_path_factory: pytest.TempPathFactory):
     """One with the finished runs `slow` and `fast`."""
     one = Coordinator(tmp_path_factory.mktemp("compare"))
-    for run, step, best in (("slow", 0.5, {}), ("fast", 1.0, {"metric": "eval.loss", "patience": 2})):
+    for run, step, best in (
+        ("slow", 0.5, {"metric": "train.speed", "mode": "max"}), ("fast", 1.0, {"metric": "eval.loss", "patience": 2}),
+        ("falling", -1.0, {"metric": "train.speed", "mode": "min"}),
+    ):  # fmt: skip
         clients = Clients()
         koinon.Run(
             run, model={"x": np.zeros(1)}, rounds=7, min_clients=2, clients=2, aggregation="open", best=best,
@@ -81,7 +84,30 @@ def test_runs_are_compared_by_what_they_have_in_common(coordinator):
     speed = json.loads(
         said(coordinator, "run", "compare", "slow", "fast", "--metric", "train.speed", "--json")
     )
-    assert [row["last"] for row in speed["runs"]] == [0.5, 1.0]
+    assert [row["last"] for row in speed["runs"]] == [3.5, 6.0]
+
+
+def test_each_run_is_judged_as_its_own_settings_say(coordinator):
+    import json
+
+    told = json.loads(
+        said(coordinator, "run", "compare", "slow", "falling", "fast", "--metric", "train.speed", "--json")
+    )
+    slow, falling, fast = told["runs"]
+    assert (slow["mode"], slow["best"], slow["best_round"]) == ("max", 3.5, 7), (
+        "by its [best], not by the name"
+    )
+    assert (falling["mode"], falling["best"], falling["best_round"]) == ("min", -7.0, 7)
+    assert (fast["mode"], fast["best"]) == ("min", 1.0), "its [best] is about another metric: by the name"
+    text = said(coordinator, "run", "compare", "slow", "falling", "--metric", "train.speed")
+    assert "slow by the largest, falling by the least" in " ".join(text.split())
+    assert "judged differently" not in said(
+        coordinator, "run", "compare", "fast", "falling", "--metric", "train.speed"
+    )
+    steps = json.loads(said(coordinator, "run", "compare", "slow", "fast", "--metric", "step.norm", "--json"))
+    assert all(row["best"] > 0 for row in steps["runs"]), (
+        "any metric of a round, also one that is no one's aim"
+    )
 
 
 def test_what_cannot_be_compared_is_said(coordinator, tmp_path, monkeypatch):

@@ -265,6 +265,8 @@ def test_an_operator_renews_and_stays_what_they_are(house: House) -> None:
     assert pki.peer_of(got.certificate, DOMAIN, common_names=False) == ("operator", "reader")
     with pytest.raises(Denied, match="takes an operator who is more than a viewer"):
         house.person("reader", got.certificate, viewer.keys)(RUNS.CONTROL, runs_pb2.ControlRequest())
+    with pytest.raises(Denied):
+        house.person("reader", got.certificate, viewer.keys)(RUNS.MEASURE, runs_pb2.MeasureRequest())
 
 
 def test_the_server_shows_a_new_certificate_without_a_new_listener(house: House) -> None:
@@ -334,6 +336,11 @@ def test_a_run_is_controlled_by_its_own_operator_and_by_admins(house: House) -> 
     with pytest.raises(Denied, match="run 'alices' belongs to operator 'alice'"):
         bob(RUNS.CONTROL, pause)
     assert bob(RUNS.GET, runs_pb2.GetRequest(run="alices")).run.name == "alices"
+    measure = runs_pb2.MeasureRequest(run="alices", round=1, metrics={"loss": 1.0})
+    with pytest.raises(Denied, match="belongs to operator 'alice'; ask them, or an admin, to measure it"):
+        bob(RUNS.MEASURE, measure)
+    with pytest.raises(NotFound, match="round 1 made no model"):
+        alice(RUNS.MEASURE, measure)
     assert alice(RUNS.CONTROL, pause).run.status == "paused"
     assert (
         house.admin(RUNS.CONTROL, runs_pb2.ControlRequest(run="alices", verb="cancel")).run.status

@@ -18,6 +18,7 @@ from koinon.cli import (
     demo,
     device,
     enrol,
+    evaluate,
     operators,
     roster,
     runs,
@@ -39,6 +40,9 @@ app = typer.Typer(
 runs.app.command(epilog="Example: koinon run compare plain prox --plot curves.png")(compare.compare)
 runs.app.command(epilog="Example: koinon run track digits --to jsonl:digits.jsonl --to tensorboard:runs")(
     track.track
+)
+runs.app.command(epilog="Example: koinon run evaluate digits --with held_out:measure --follow")(
+    evaluate.evaluate
 )
 app.add_typer(runs.app, name="run", help="Create, watch, explain, control and export runs.")
 app.add_typer(

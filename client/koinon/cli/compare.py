@@ -8,16 +8,19 @@ import typer
 from rich.table import Table
 
 from koinon.best import values_of
-from koinon.cli.output import Address, AsJson, Credentials, Insecure, console, print_json, size
+from koinon.cli import measured
+from koinon.cli.output import Address, AsJson, Credentials, Insecure, console, print_json, size, table_of
 from koinon.operator import Operator
 from koinon_core.errors import NotFound, UsageError
-from koinon_core.flow.best import Best
+from koinon_core.flow.best import Best, mode_of
+from koinon_core.spec import RunSpec
 from koinon_core.wire.v1 import runs_pb2 as pb
 
 __all__ = ["compare"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
+_SPREAD = "over devices"
 
 
 def compare(
@@ -48,6 +51,11 @@ def compare(
         return
     out = console()
     out.print(_table(rows, chosen))
+    if len({row["mode"] for row in rows}) > 1:
+        judged = ", ".join(
+            f"{row['run']} by the {'largest' if row['mode'] == 'max' else 'least'}" for row in rows
+        )
+        out.print(f"the runs are judged differently, each as its own settings say: {judged}")
     for got, row in zip(runs, rows, strict=True):
         out.print(f"{got.run.name}  {_spark([value for _, value in row['values']])}")
     if plot is not None:
@@ -56,10 +64,7 @@ def compare(
 
 def _shared(runs: Sequence[pb.GetResponse]) -> str:
     """A metric that all runs have."""
-    sets = [
-        {name for r in got.rounds for name in r.metrics if name.startswith(("eval.", "train."))}
-        for got in runs
-    ]
+    sets = [{name for r in got.rounds for name in measured.means(r.metrics)} for got in runs]
     both = set.intersection(*sets)
     for name in ("eval.accuracy", "eval.loss", *sorted(both)):
         if name in both:
@@ -74,18 +79,33 @@ def _row(got: pb.GetResponse, metric: str) -> dict[str, Any]:
     values = values_of(got.rounds, metric)
     if not values:
         raise NotFound(f"run {got.run.name!r} has no {metric!r}; see `koinon run show {got.run.name}`")
-    best = Best.make({"metric": metric})
-    assert best is not None
+    best = _judge(got, metric)
     found = best.over(values)
     assert found is not None
     closed = [r for r in got.rounds if r.status == "closed" and r.kind == "train"]
     ends = [r.closed_at for r in closed if r.closed_at]
     return {
         "run": got.run.name, "strategy": got.run.strategy, "status": got.run.status, "rounds": got.run.rounds_closed,
-        "best": found.value, "best_round": found.round, "last": values[-1][1],
+        "best": found.value, "best_round": found.round, "last": values[-1][1], "mode": best.mode,
+        "over_devices": _over_devices(got, metric),
         "bytes_up": sum(r.bytes_up for r in got.rounds), "bytes_down": sum(r.bytes_down for r in got.rounds),
         "seconds": max(ends) - min(r.opened_at for r in closed) if ends else 0.0, "values": values,
     }  # fmt: skip
+
+
+def _judge(got: pb.GetResponse, metric: str) -> Best:
+    """By what the best value of the metric is known: by the run's own [best] where it is about that, as `run export
+    --best` has it; else by the metric's name."""
+    own = RunSpec.decode(got.spec).watch
+    if own is not None and own.metric == metric:
+        return own
+    return Best(metric, mode_of(metric))
+
+
+def _over_devices(got: pb.GetResponse, metric: str) -> dict[str, float]:
+    """How the metric was distributed over devices when it was last measured."""
+    known = (measured.over_devices(metric, r.metrics) for r in reversed(got.rounds) if metric in r.metrics)
+    return next(filter(None, known), {})
 
 
 def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
@@ -97,18 +117,20 @@ def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
         f"best {metric}",
         "in round",
         "last",
+        _SPREAD,
         "up",
         "down",
         "seconds",
     )
-    table = Table(*columns, box=None)
-    for row in rows:
-        table.add_row(
+    shown = [
+        (
             row["run"], row["strategy"], row["status"], str(row["rounds"]), f"{row['best']:.4g}",
-            str(row["best_round"]), f"{row['last']:.4g}", size(row["bytes_up"]), size(row["bytes_down"]),
-            f"{row['seconds']:.1f}",
-        )  # fmt: skip
-    return table
+            str(row["best_round"]), f"{row['last']:.4g}", " ".join(f"{v:.3g}" for v in row["over_devices"].values()),
+            size(row["bytes_up"]), size(row["bytes_down"]), f"{row['seconds']:.1f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return table_of(columns, shown, measured=(_SPREAD,))
 
 
 def _spark(values: Sequence[float]) -> str:

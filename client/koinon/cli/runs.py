@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koinon.best import best_of
+from koinon.cli import measured
 from koinon.cli.output import (
     Address,
     AsJson,
@@ -23,6 +24,7 @@ from koinon.cli.output import (
     size,
     table_of,
 )
+from koinon.cli.starting import first_model
 from koinon.operator import Operator
 from koinon_core.errors import NotFound, RunEnded, UsageError
 from koinon_core.strategy.registry import load_plugins
@@ -37,7 +39,24 @@ Name = Annotated[str, typer.Argument(help="The run's name or id.")]
 @app.command(epilog="Example: koinon run create digits --model init.safetensors --rounds 10 --min-clients 3")
 def create(
     name: Annotated[str, typer.Argument(help="A name for the run.")],
-    model: Annotated[Path, typer.Option(help="The first model, a safetensors file.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The first model: a safetensors file, a folder of its shards, a torch checkpoint."),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN\\[@ROUND|@best]", help="Begin with the model of another run."),
+    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Weights for --model, from another file.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="--model keeps what --from or --start does not have.")
+    ] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Do not take tensors that match, for example 'head.*'.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="OLD=NEW: names that begin with OLD there begin with NEW.")
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(help="For example 'koinon.chain(koinon.FedAdam(lr=0.01), koinon.Clip(1.0))'."),
@@ -70,13 +89,22 @@ def create(
         "aggregation": aggregation,
     }  # fmt: skip
     settings.update({key: value for key, value in flags.items() if value is not None})
-    handle = Run(name, model=model, **settings).create(address, credentials=credentials, insecure=insecure)
+    given, where = first_model(
+        model, other, start, allow_missing=allow_missing, ignore=ignore or [], rename=rename or [], address=address,
+        credentials=credentials, insecure=insecure,
+    )  # fmt: skip
+    run = Run(name, **given, **settings)
+    handle = run.create(address, credentials=credentials, insecure=insecure)
+    fresh = run.started or "the strategy's state, and what devices keep, start afresh"
+    began = f"it begins with {where}: {fresh}" if where else ""
     if json:
-        print_json({"id": handle.id, "name": handle.name})
+        print_json({"id": handle.id, "name": handle.name, **({"started": began} if began else {})})
     else:
         console().print(
             f"run {handle.name} is created (id {handle.id}); `koinon run watch {handle.name}` follows it"
         )
+        if began:
+            console().print(began)
 
 
 def _settings(config: Path | None) -> dict[str, Any]:
@@ -90,9 +118,9 @@ def _settings(config: Path | None) -> dict[str, Any]:
         raise UsageError(f"the config file {config} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{config} is not TOML: {error}") from error
-    for key in ("name", "model", "schema"):
+    for key in ("name", "model", "schema", "start", "allow_missing", "ignore", "rename"):
         if key in settings:
-            raise UsageError(f"{key!r} does not belong in {config}: name and --model of the command say it")
+            raise UsageError(f"{key!r} does not belong in {config}: flags of the command say it")
     if not isinstance(settings.get("strategy", ""), str):
         raise UsageError(f"strategy in {config} must be text, for example 'koinon.FedAvg()'")
     if not isinstance(settings.get("config", {}), dict):
@@ -150,6 +178,8 @@ def show(
     secure = ", secure" if got.run.aggregation == "secure" else ""
     out.print(f"strategy {got.run.strategy}{secure}, model {got.model_digest[:12]}, history {got.head[:12]}")
     out.print(_rounds_table(got.rounds))
+    if any(measured.over_devices(name, r.metrics) for r in got.rounds for name in r.metrics):
+        out.print(measured.LEGEND, style="dim")
     for r in got.rounds:
         if waited := _still_out(r):
             out.print(waited)
@@ -191,9 +221,10 @@ def _participants_table(got: pb.GetResponse, number: int) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=column != "why")
     for p in r.participants:
+        examples = f"{p.examples or ''}{' (partial)' if p.partial else ''}"
         table.add_row(
             p.client, p.status.replace("_", " "), elapsed(r.asked_at, p.answered_at), size(p.bytes_up),
-            *([] if r.secure else [str(p.examples or "")]), p.reason,
+            *([] if r.secure else [examples]), p.reason,
         )  # fmt: skip
     return table
 
@@ -221,16 +252,21 @@ def _rounds_table(rounds: Any) -> Table:
             elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at), elapsed(r.folding_at, r.closed_at),
         )  # fmt: skip
         rows.append((
-            str(r.number), _status(r), _counted(r), size(r.bytes_up),
+            str(r.number), _status(r), _counted(r), _partial(r, _taken(r)), size(r.bytes_up),
             figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0 and not r.secure), size(r.bytes_down),
             "+".join(filter(None, phases)), figure(r.upload_s, r.upload_s > 0), figure(r.fold_s, r.fold_s > 0),
             _metrics(r),
         ))  # fmt: skip
     columns = (
-        "round", "status", "counted", "up", "bits/param", "NMSE", "down", "join+work+sum s", "upload s", "fold s",
-        "metrics",
+        "round", "status", "counted", "partial", "up", "bits/param", "NMSE", "down", "join+work+sum s", "upload s",
+        "fold s", "metrics",
     )  # fmt: skip
-    return table_of(columns, rows, measured=("bits/param", "NMSE", "upload s", "fold s"))
+    return table_of(columns, rows, measured=("partial", "bits/param", "NMSE", "upload s", "fold s"))
+
+
+def _partial(r: pb.RoundInfo, counted: int) -> str:
+    """How many of the devices in the sum stopped their work early: of a secure round the sum says it."""
+    return str(round(r.metrics["partial"] * counted)) if "partial" in r.metrics else ""
 
 
 def _status(r: pb.RoundInfo) -> str:
@@ -254,10 +290,8 @@ def _counted(r: pb.RoundInfo) -> str:
 
 
 def _metrics(r: pb.RoundInfo) -> str:
-    """What was measured: `train.` in the round, `eval.` of the model that it made."""
-    return "  ".join(
-        f"{k} {v:.4g}" for k, v in sorted(r.metrics.items()) if k.startswith(("eval.", "train."))
-    )
+    """What was measured: `train.` in the round, `eval.` (by devices) and `central.` of the model that it made."""
+    return measured.said(r.metrics)
 
 
 @app.command(epilog="Example: koinon run watch digits")

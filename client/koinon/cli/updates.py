@@ -29,6 +29,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Run = Annotated[str, typer.Argument(help="The run's name or id.")]
 _MOST = (1 << 63) - 1  # what a database can hold
+_PARTIAL = "work"
 _MEASURED = ("bits/param", "NMSE", "norm", "encode s", "upload s")
 
 
@@ -49,15 +50,15 @@ def list_updates(
     if json:
         print_json([_as_json(u) for u in found])
         return
-    columns = ("round", "device", "digest", "codec", "up", *_MEASURED, "status", "bytes")
+    columns = ("round", "device", "digest", "codec", "up", *_MEASURED, _PARTIAL, "status", "bytes")
     rows = [
         (
             str(u.round), u.client, u.digest[:12], _codec(u), size(u.bytes), *_measured(u),
-            u.status.replace("_", " "), _fate(u),
+            "partial" if u.head.partial else "", u.status.replace("_", " "), _fate(u),
         )
         for u in found
     ]  # fmt: skip
-    console().print(table_of(columns, rows, measured=_MEASURED))
+    console().print(table_of(columns, rows, measured=(*_MEASURED, _PARTIAL)))
 
 
 @app.command(epilog="Example: koinon update show digits 3 device-0")
@@ -129,6 +130,7 @@ def _all_of(u: pb.UpdateInfo) -> list[tuple[str, str]]:
         *zip(_MEASURED, _measured(u), strict=True),
         ("examples", str(head.examples or "")),
         ("steps", str(head.steps or "")),
+        (_PARTIAL, "partial" if head.partial else ""),
         ("training", _numbers(head.training)),
         ("evaluation", _numbers(head.evaluation)),
         ("evaluated on", str(head.evaluation_examples or "")),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from koinon.central import Central
 from koinon.run import Run
 from koinon.simulated.secrets import Secrets
 from koinon.simulated.world import Faults, World
@@ -12,6 +13,8 @@ from koinon_core import run as runs
 from koinon_core.canonical import sha256
 from koinon_core.codec import Reader
 from koinon_core.errors import BadBlob, KoinonError, RemoteProtocolError
+from koinon_core.flow.central import central
+from koinon_core.flow.spread import spread_of
 from koinon_core.fold import verify
 from koinon_core.history import Standing
 from koinon_core.round import effects
@@ -71,7 +74,8 @@ class Port(Protocol):
 class House:
     """The simulated coordinator: the run's machine and what the driver does around it, in memory."""
 
-    def __init__(self, run: Run, world: World, faults: Faults):
+    def __init__(self, run: Run, world: World, faults: Faults, central: Central | None = None):
+        self._central = central
         self.world, self.faults, self.spec = world, faults, run.spec
         self.strategy, self.layout = run.spec.check()
         self.contents: dict[str, bytes] = {}
@@ -169,7 +173,7 @@ class House:
                 head = convert.head_from(answer.head)
                 head.check(
                     trained=r.terms.kind == "train", max_examples=r.terms.max_examples,
-                    totals=self.strategy.totals(),
+                    totals=self.strategy.totals(), whole=self.spec.whole,
                 )  # fmt: skip
                 if r.terms.kind == "train":
                     how = self.layout.under(r.terms).how
@@ -248,9 +252,18 @@ class House:
     def _note(self, r: Round | None) -> None:
         assert r is not None
         self._counted |= {(r.round_of(client), client) for client in r.accepted if r.stage == "closed"}
+        if self._central is not None and r.stage == "closed" and r.terms.kind == "train":
+            self._measure(r.terms.round, central(self._central(self.model)))
         own = self.metrics.get(r.terms.round, {})
         self.rounds.append(RoundSummary(r.terms.round, r.stage, r.reason, r.accepted, own))
         self.staged.clear()
+
+    def _measure(self, number: int, metrics: Mapping[str, float]) -> None:
+        """What the run's owner says of the model that round `number` made."""
+        self.metrics.setdefault(number, {}).update(metrics)
+        watch = self.spec.watch
+        if watch is not None and watch.metric in metrics:
+            self.move(runs.Measured(self.world.now, number, metrics[watch.metric]))
 
     def _plan_tick(self) -> None:
         at = self.machine.wakes_at
@@ -276,7 +289,10 @@ class House:
             self._tell(client, pb.CoordinatorMessage(call=call))
             return
         links = convert.links_to(self.machine.links)
-        ask = pb.Ask(run=self.machine.id, round=r.terms.round, terms=r.terms.encoded, links=links)
+        ask = pb.Ask(
+            run=self.machine.id, round=r.terms.round, terms=r.terms.encoded, links=links,
+            elapsed=r.elapsed(self.world.now),
+        )  # fmt: skip
         for target, digest in ((ask.model, r.terms.model), (ask.down, r.terms.down)):
             if digest:
                 target.CopyFrom(pb.Content(digest=digest, size=len(self.contents[digest])))
@@ -320,12 +336,15 @@ class House:
             )
             for c in accepted
         ]  # fmt: skip
-        if not trained:
-            return evaluate(self.strategy, r.terms, contributions)
-        return close(
-            self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
-            Held(self.state), contributions, into,
-        )  # fmt: skip
+        spread = spread_of(c.head for c in contributions) if self.spec.spreads else {}
+        if trained:
+            made = close(
+                self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),
+                Held(self.state), contributions, into,
+            )  # fmt: skip
+        else:
+            made = evaluate(self.strategy, r.terms, contributions)
+        return replace(made, metrics={**spread, **made.metrics})
 
     def _base(self, r: Round, client: str) -> Source | None:
         """The model that a device began with, where a buffered round's strategy needs it."""

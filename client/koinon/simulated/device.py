@@ -97,7 +97,9 @@ class Device(threading.Thread):
         super().__init__(name=f"koinon-{name}", daemon=True)
         self.link = MemoryLink(house, name)
         # What takes a while is done at once: no time passes, and nothing else happens meanwhile.
-        self.session = Session(self.link, house.spec.name, name, soon=lambda work: work())
+        self.session = Session(
+            self.link, house.spec.name, name, soon=lambda work: work(), clock=lambda: house.world.now
+        )
         self._function = client
         self.error: BaseException | None = None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from koinon.tracking.told import RoundEnd, RunStart, Tracker, Trackers, unnamed
 from koinon_core.errors import KoinonError, UsageError
+from koinon_core.flow.central import is_central
 
 if TYPE_CHECKING:
     from koinon.run import RunHandle
@@ -51,6 +52,8 @@ def follow(source: "RunHandle | Source", trackers: Iterable[Tracker], *, run: st
                 started = True
             for ended in known.take_ready(over=info.status in _OVER):
                 every.on_round(ended)
+            for number, metrics in known.take_late():
+                every.on_measured(number, metrics)
             status, reason = info.status, known.unnamed(info.reason)
     every.on_end(status, reason)
     return status
@@ -124,10 +127,12 @@ def _start_of(info: Any, spec: bytes) -> RunStart:
 
 @dataclass(slots=True)
 class _Known:
-    """Rounds that were not told yet, and names that must not be."""
+    """Rounds that were not told yet, what the run's owner measured of those that were, and names that must not be."""
 
     told: int = 0
     rounds: dict[int, Any] = field(default_factory=dict)
+    central: dict[int, dict[str, float]] = field(default_factory=dict)
+    late: dict[int, dict[str, float]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
 
     def look(self, operator: Source, run: str) -> tuple[Any, bytes]:
@@ -148,6 +153,8 @@ class _Known:
             self.names.update(p.client for p in r.participants)
             if number > self.told:
                 self.rounds[number] = r
+            elif (measured := _central(r)) != self.central.get(number, {}):
+                self.central[number] = self.late[number] = measured
         return any(number not in fresh for number in self._ready(over=False))
 
     def _ready(self, *, over: bool) -> list[int]:
@@ -168,7 +175,13 @@ class _Known:
         """The rounds that can be told now, in order; they are told by that."""
         ready = self._ready(over=over)
         self.told = max([self.told, *ready])
+        self.central.update({number: _central(self.rounds[number]) for number in ready})
         return [self._end_of(self.rounds.pop(number)) for number in ready]
+
+    def take_late(self) -> list[tuple[int, dict[str, float]]]:
+        """What was measured of rounds after they were told."""
+        late, self.late = self.late, {}
+        return sorted(late.items())
 
     def _end_of(self, r: Any) -> RoundEnd:
         timed = r.opened_at and r.closed_at
@@ -182,3 +195,8 @@ class _Known:
     def unnamed(self, text: str) -> str:
         """`text` without the names of devices."""
         return unnamed(text, self.names)
+
+
+def _central(r: Any) -> dict[str, float]:
+    """What the run's owner measured of a round's model."""
+    return {name: value for name, value in r.metrics.items() if is_central(name)}

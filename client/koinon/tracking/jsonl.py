@@ -1,8 +1,10 @@
-"""A run as a file of JSON: a line for its start, one for each round that is over, one for its end."""
+"""A run as a file of JSON: a line for its start, one for each round that is over, one for its end; and
+one for what its owner measured of a model after its round was written."""
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from koinon.tracking.told import RoundEnd, RunStart
 from koinon_core.canonical import canonical
 from koinon_core.errors import UsageError
+from koinon_core.flow.central import is_central
 
 __all__ = ["JsonLines"]
 
@@ -27,6 +30,7 @@ class JsonLines:
     def __init__(self, path: Path):
         self._path = path
         self._rounds: set[int] = set()
+        self._central: dict[int, dict[str, Any]] = {}
         self._ended = False
 
     def on_run_start(self, start: RunStart) -> None:
@@ -40,6 +44,9 @@ class JsonLines:
                 f"has id {start.id}; name another file for it"
             )
         self._rounds = {line["number"] for line in lines if line["event"] == "round"}
+        for line in lines:
+            if line["event"] in ("round", "measured"):
+                self._central.setdefault(line["number"], {}).update(_central(line["metrics"]))
         self._ended = any(line["event"] == "end" for line in lines)
         if not lines:
             self._append({"event": "run", **asdict(start)})
@@ -48,6 +55,16 @@ class JsonLines:
         if round_.number not in self._rounds:
             self._append({"event": "round", **asdict(round_)})
             self._rounds.add(round_.number)
+            self._central[round_.number] = _central(round_.metrics)
+        else:
+            self.on_measured(round_.number, _central(round_.metrics))
+
+    def on_measured(self, number: int, metrics: Mapping[str, float]) -> None:
+        """What the run's owner measured of a round's model since it was written."""
+        known = self._central.setdefault(number, {})
+        if any(known.get(name) != value for name, value in metrics.items()):
+            self._append({"event": "measured", "number": number, "metrics": dict(metrics)})
+            known.update(metrics)
 
     def on_end(self, status: str, reason: str) -> None:
         if not self._ended:
@@ -85,7 +102,7 @@ class JsonLines:
             line = json.loads(text)
         except ValueError:
             raise self._foreign(number) from None
-        events = {"run": "id", "round": "number", "end": "status"}
+        events = {"run": "id", "round": "number", "measured": "number", "end": "status"}
         if not isinstance(line, dict) or events.get(str(line.get("event"))) not in line:
             raise self._foreign(number)
         return line
@@ -94,6 +111,10 @@ class JsonLines:
         return UsageError(
             f"line {number} of {self._path} is not what this tracker writes; name another file, or remove this one"
         )
+
+
+def _central(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if is_central(name)}
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from koinon.tracking.told import RoundEnd, RunStart
 from koinon_core.errors import UsageError
+from koinon_core.flow.central import is_central
 
 __all__ = ["MLflow"]
 
@@ -60,6 +61,7 @@ class MLflow:
 
     def on_round(self, round_: RoundEnd) -> None:
         if round_.number in self._rounds:
+            self.on_measured(round_.number, {n: v for n, v in round_.metrics.items() if is_central(n)})
             return
         figures = {f"round.{name}": getattr(round_, name) for name in _FIGURES}
         values = {**round_.metrics, **{k: v for k, v in figures.items() if v is not None}}
@@ -76,6 +78,15 @@ class MLflow:
         for first in range(0, len(metrics), _MOST_METRICS):
             self._client.log_batch(self._run, metrics=metrics[first : first + _MOST_METRICS])
         self._rounds.add(round_.number)
+
+    def on_measured(self, number: int, metrics: Mapping[str, float]) -> None:
+        """What the run's owner measured of a round's model since it was logged; logged again, it is what it was."""
+        at = int(1000 * time.time())
+        values = [
+            self._entities.Metric(_key(name), float(v), at, number) for name, v in sorted(metrics.items())
+        ]
+        if values:
+            self._client.log_batch(self._run, metrics=values)
 
     def on_end(self, status: str, reason: str) -> None:
         self._client.set_tag(self._run, "koinon.reason", reason[:_LONGEST])

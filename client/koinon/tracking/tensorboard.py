@@ -1,6 +1,7 @@
 """A run in TensorBoard: its metrics by round, and how many devices, bytes and seconds each round took."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ class TensorBoard:
         if round_.status != "closed":
             text = f"round {round_.number} {round_.status}: it {round_.reason}"
             self._writer.add_text("round/status", text, round_.number, at)
+        self._writer.flush()
+
+    def on_measured(self, number: int, metrics: Mapping[str, float]) -> None:
+        """What the run's owner measured of a round's model since it was written."""
+        for name, value in sorted(metrics.items()):
+            self._writer.add_scalar(name.replace(".", "/", 1), value, number)
         self._writer.flush()
 
     def on_end(self, status: str, reason: str) -> None:

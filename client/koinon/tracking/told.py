@@ -65,6 +65,9 @@ class Tracker(Protocol):
         """Once for every round that is over, in the order of their numbers."""
         ...
 
+    # A tracker may have one method more: on_measured(number, metrics), for when the run's owner measured the model of
+    # a round that was told already.
+
     def on_end(self, status: str, reason: str) -> None:
         """Once, last: the run is finished, failed or cancelled."""
         ...
@@ -84,6 +87,15 @@ class Trackers:
 
     def on_round(self, round_: RoundEnd) -> None:
         self._tell(f"round {round_.number}", lambda t: t.on_round(round_))
+
+    def on_measured(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Tell metrics of a round that came after it was told, to trackers that want to know."""
+
+        def tell(tracker: Any) -> None:
+            if hasattr(tracker, "on_measured"):
+                tracker.on_measured(number, metrics)
+
+        self._tell(f"what was measured of round {number}", tell)
 
     def on_end(self, status: str, reason: str) -> None:
         """Tell the end; then the first error that a tracker raised, if one did."""

@@ -45,7 +45,7 @@ class Runs:
         return {
             RUNS.CREATE: self.create, RUNS.LIST: self.list_runs, RUNS.GET: self.get, RUNS.WATCH: self.watch,
             RUNS.CONTROL: self.control, RUNS.EXPORT: self.export, RUNS.AUDIT: self.audit,
-            RUNS.REPLAY: self.replay, RUNS.UPDATES: self.updates,
+            RUNS.REPLAY: self.replay, RUNS.UPDATES: self.updates, RUNS.MEASURE: self.measure,
         }  # fmt: skip
 
     async def create(
@@ -97,6 +97,8 @@ class Runs:
         row = federation.find(request.run)
         driver = federation.drivers.get(row.id)
         changed = driver.watch() if driver else asyncio.Event()
+        measured = federation.measured[row.id]
+        heard = len(measured)
         try:
             since = 0
             while True:
@@ -111,21 +113,31 @@ class Runs:
                 since = max(0, max((r.number for r in rounds), default=0) - 2)
                 await changed.wait()
                 await asyncio.sleep(_WATCH_EVERY)  # what changes together is told together
+                since, heard = min([since, *measured[heard:]]), len(measured)
         finally:
             if driver:
                 driver.unwatch(changed)
 
     async def control(self, request: runs_pb2.ControlRequest, context: Context) -> runs_pb2.ControlResponse:
-        row = self._federation.find(request.run)
-        if not context.peer.may_control(row.operator):
-            whose = f"operator {row.operator!r}" if row.operator else "nobody, being older than operators are"
-            raise Denied(
-                f"run {row.name!r} belongs to {whose}; ask them, or an admin, to {request.verb[:20]} it"
-            )
+        self._check_owner(request.run, context, request.verb[:20])
         row = await self._federation.control(
             request.run, request.verb, request.reason, min(request.beyond, _MOST_ROUNDS // 2)
         )
         return runs_pb2.ControlResponse(run=self._info(row))
+
+    def _check_owner(self, run: str, context: Context, verb: str) -> None:
+        """Denied unless the run is the caller's."""
+        row = self._federation.find(run)
+        if not context.peer.may_control(row.operator):
+            whose = f"operator {row.operator!r}" if row.operator else "nobody, being older than operators are"
+            raise Denied(f"run {row.name!r} belongs to {whose}; ask them, or an admin, to {verb} it")
+
+    async def measure(self, request: runs_pb2.MeasureRequest, context: Context) -> runs_pb2.MeasureResponse:
+        self._check_owner(request.run, context, "measure")
+        if not 1 <= request.round <= _MOST_ROUNDS:
+            raise NotFound(f"round {request.round} made no model; rounds are numbered from 1")
+        await self._federation.measure(request.run, request.round, dict(request.metrics))
+        return runs_pb2.MeasureResponse(run=self._info(self._federation.find(request.run)))
 
     async def export(
         self, request: runs_pb2.ExportRequest, context: Context
@@ -219,7 +231,7 @@ def _round(r: RoundRow, spec: RunSpec) -> runs_pb2.RoundInfo:
         participants=[
             runs_pb2.ParticipantInfo(
                 client=p.client, status=p.status, reason=p.reason, answered_at=p.answered_at or 0.0,
-                bytes_up=p.size, examples=p.examples,
+                bytes_up=p.size, examples=p.examples, partial=p.partial,
             )
             for p in r.participants
         ],

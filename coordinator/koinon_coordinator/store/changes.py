@@ -5,7 +5,7 @@ longer and the next round's opening are in one change, so there is no moment at 
 It begins with the run's own row, which it may only touch in the epoch that it was made in.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "UpdateRow",
     "beat",
     "create_run",
+    "measure",
     "participants",
     "see_device",
     "write",
@@ -255,6 +256,12 @@ def write(tx: Connection, change: Change) -> None:
         ]
         tx.execute(insert(rows_of(models.Audit)), entries)
     _scrub(tx, run.id, change.scrub)
+
+
+def measure(tx: Connection, run: str, round_: int, metrics: Mapping[str, float]) -> None:
+    """What the run's owner measured of a round's model; it belongs to no turn, and nobody need own the run."""
+    rows = [{"run": run, "round": round_, "name": n, "value": v} for n, v in metrics.items()]
+    _upsert(tx, models.Metric, rows, ("run", "round", "name"), ("value",))
 
 
 def _write_updates(tx: Connection, run: Run, updates: Sequence[UpdateRow]) -> None:

@@ -4,7 +4,7 @@ Every method is one transaction and blocks; the driver calls them from worker th
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -292,6 +292,12 @@ class Store:
     def measured(self, run: str, name: str) -> list[tuple[int, float]]:
         """(round, value) of one metric, in the order of rounds."""
         return self._read("measured", partial(queries.measured, run=run, name=name))
+
+    def measure(self, run: str, round_: int, metrics: Mapping[str, float]) -> None:
+        """Keep what the run's owner measured of the model that a round made. NotFound if it made none."""
+        if self._read("model", partial(queries.model_at, run=run, round_=round_)) is None:
+            raise NotFound(f"round {round_} made no model; `koinon run show` lists those that did")
+        self.database.write("measure", partial(changes.measure, run=run, round_=round_, metrics=metrics))
 
     def last_counted(self, run: str, client: str) -> int:
         return self._read("last counted", partial(queries.last_counted, run=run, client=client))

@@ -59,6 +59,7 @@ class ParticipantRow:
     examples: int
     stats: Stats = field(default_factory=Stats)
     upload_s: float = 0.0
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,6 +348,7 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
         row = ParticipantRow(
             client=client, status=status, reason=reason, answered_at=answered_at, size=size or 0,
             examples=(head or {}).get("examples", 0), stats=Stats.from_json(stats or {}), upload_s=upload_s or 0.0,
+            partial=(head or {}).get("partial", False),
         )  # fmt: skip
         people.setdefault(number, []).append(row)
     metrics: dict[int, dict[str, float]] = {}

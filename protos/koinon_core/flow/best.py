@@ -1,7 +1,7 @@
 """The best model of a run, by one of its metrics, and when it is time to stop looking for a better one.
 
     [best]
-    metric = "eval.loss"     # as rounds have it: eval.NAME of a model, train.NAME of a round
+    metric = "eval.loss"     # as rounds have it: eval.NAME of a model, train.NAME of a round, central.NAME
     mode = "min"             # or "max", which is the default for names that end in accuracy, auc, f1 or score
     patience = 5             # stop after so many measurements that were no better (0, the default: never)
     delta = 0.001            # better is better by more than this
@@ -16,10 +16,17 @@ from difflib import get_close_matches
 from typing import Any, Self
 
 from koinon_core.errors import UsageError
+from koinon_core.flow.central import PREFIX
+from koinon_core.flow.spread import plain
 
-__all__ = ["Best", "Found"]
+__all__ = ["Best", "Found", "mode_of"]
 
 _LARGER = ("accuracy", "auc", "f1", "score")
+
+
+def mode_of(metric: str) -> str:
+    """Whether more of a metric is better, by its name."""
+    return "max" if plain(metric).endswith(_LARGER) else "min"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +63,12 @@ class Best:
                     + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(allowed)}")
                 )
         metric = table.get("metric")
-        if not (isinstance(metric, str) and metric.startswith(("eval.", "train."))):
+        if not (isinstance(metric, str) and metric.startswith(("eval.", "train.", PREFIX))):
             raise UsageError(
                 f"metric = {metric!r:.80} of the run's [best] must be one of the devices' evaluation or training, for "
-                "example 'eval.loss'"
+                "example 'eval.loss', or of the owner's own, 'central.loss'"
             )
-        mode = table.get("mode", "max" if metric.endswith(_LARGER) else "min")
+        mode = table.get("mode", mode_of(metric))
         patience, delta = table.get("patience", 0), table.get("delta", 0.0)
         if mode not in ("min", "max"):
             raise UsageError(f"mode = {mode!r} of the run's [best] must be 'min' or 'max'")

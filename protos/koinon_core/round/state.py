@@ -153,6 +153,18 @@ class Round:
             return self.masking.now
         return {"joined": self.joined, "update": self.update}.get(self.stage)
 
+    def elapsed(self, now: float) -> float:
+        """Seconds of the deadline for a device's work that are over. Where keys are exchanged before the training it
+        has not begun while they are. In a buffered round everybody has it from when they are given their work."""
+        if self.buffered:
+            return 0.0
+        waiting = self.collecting
+        if self.stage == "joined" or waiting is None or waiting.deadline is None:
+            return 0.0
+        if self.stage == "keys" and self.terms.secure["keys"] == "early":
+            return 0.0
+        return max(0.0, self.terms.deadline - (waiting.deadline - now))
+
     def awaits(self, client: str) -> bool:
         """Whether this device owes an answer."""
         return self.stage != "joined" and self.collecting is not None and client in self.collecting.awaited

@@ -6,8 +6,8 @@ They come from devices, operators and the clock; what they do to the open round 
 from dataclasses import dataclass
 
 __all__ = [
-    "Ahead", "Answered", "Cancelled", "Fact", "Folded", "Gone", "Offered", "Opening", "Paused", "Progressed",
-    "Recovered", "Resigned", "Resumed", "Spoiled", "TakenUp", "Tick", "Unfoldable", "Voiced",
+    "Ahead", "Answered", "Cancelled", "Fact", "Folded", "Gone", "Measured", "Offered", "Opening", "Paused",
+    "Progressed",    "Recovered", "Resigned", "Resumed", "Spoiled", "TakenUp", "Tick", "Unfoldable", "Voiced",
 ]  # fmt: skip
 
 
@@ -123,6 +123,15 @@ class Spoiled:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """The run's owner measured the model that `round` made, and says the metric by which the best one is known."""
+
+    at: float
+    round: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed."""
 
@@ -177,6 +186,6 @@ class Recovered:
 
 
 Fact = (
-    Offered | Gone | Progressed | Answered | Voiced | Resigned | Opening | Folded | Unfoldable | Spoiled | Tick | Paused
-    | Resumed | Cancelled | TakenUp | Ahead | Recovered
+    Offered | Gone | Progressed | Answered | Voiced | Resigned | Opening | Folded | Unfoldable | Spoiled
+    | Measured | Tick | Paused | Resumed | Cancelled | TakenUp | Ahead | Recovered
 )  # fmt: skip

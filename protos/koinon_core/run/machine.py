@@ -26,6 +26,7 @@ from koinon_core.run.facts import (
     Fact,
     Folded,
     Gone,
+    Measured,
     Offered,
     Opening,
     Paused,
@@ -69,7 +70,8 @@ class Run:
     round that was summed; `returning` were in the round when the run was taken up, and are expected back. Of rounds up
     to `remembered` no device need know. `tuning` is what the next secure round is sized by. `barred`
     devices dealt shares that opened nothing, and are in no further round (until the coordinator starts again). `best`
-    is the best model so far, where the run asks for that.
+    is the best model so far, where the run asks for that, and `measured` what the owner said of models where it is for
+    them to say.
     """
 
     id: str
@@ -79,6 +81,7 @@ class Run:
     weights: str = ""
     tuning: str = ""
     best: Found | None = None
+    measured: Mapping[int, float] = field(default_factory=dict)
     barred: frozenset[str] = frozenset()
     status: Status = "running"
     reason: str = ""
@@ -216,6 +219,11 @@ def step(run: Run, fact: Fact) -> Moved:
             if moved.run.number == number and moved.run.round is not None and not moved.run.round.over:
                 return moved  # the rest of the answers may open it
             return replace(moved, run=replace(moved.run, barred=moved.run.barred | set(blamed)))
+        case Measured(_, number, value):
+            # It comes late, and perhaps not in order: the rounds' order is what counts, as for who takes the run up.
+            measured = {**run.measured, number: value}
+            best = run.spec.watch.over(sorted(measured.items())) if run.spec.watch is not None else None
+            return Moved(replace(run, measured=measured, best=best))
         case Tick(at):
             return _tick(run, at)
         case TakenUp():

@@ -5,15 +5,18 @@ It travels as `terms.secure`, so that whoever signs or hashes the terms has agre
 
 import json
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from koinon_core.canonical import canonical, sha256
-from koinon_core.errors import BadBlob
+from koinon_core.errors import BadBlob, UsageError
+from koinon_core.flow.spread import histograms_of
 from koinon_core.ring import Ring, Seeds
 from koinon_core.round.terms import Terms
 from koinon_core.secagg.config import Config, Lane
+from koinon_core.secure.numbers import MOST, Asked
 
 __all__ = ["ETA", "SIGMA", "Agreement", "Keys", "is_name", "seeds_of"]
 
@@ -23,13 +26,17 @@ Keys = Literal["ready", "early"]
 SIGMA, ETA = 40, 30
 """What may go wrong: a single update seen with a probability of 2^-40, a sum that cannot be opened with 2^-30."""
 _MOST_METRICS = 64
+_LATER = {"partial": False, "histograms": {}}
+"""What older versions do not know, left out where it says nothing: the terms of their open rounds keep their digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
     """`attempts` is how often a sum is tried in one round, `gamma` the share of devices that may be corrupt, `delta`
     that which may drop out once keys are exchanged; `hardened` asks for the complete graph. `phase` is how many seconds
-    the short collections last. `metrics` are the names that have lanes, and `ring` is how all of it is encoded."""
+    the short collections last. `metrics` are the names that have lanes, `partial` says that there is one for devices
+    that stopped their work early, `histograms` has the edges of the bins in which devices are counted, and `ring` is
+    how all of it is encoded."""
 
     keys: Keys
     attempts: int
@@ -41,10 +48,18 @@ class Agreement:
     phase: float
     metrics: tuple[str, ...]
     ring: Ring
+    partial: bool = False
+    histograms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> Asked:
+        """The numbers that are summed."""
+        return Asked(self.metrics, self.partial, self.histograms)
 
     def to_json(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**values, "metrics": list(self.metrics), "ring": self.ring.to_json()}
+        values |= {"metrics": list(self.metrics), "ring": self.ring.to_json()}
+        return {k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]}
 
     @classmethod
     def of(cls, terms: Terms) -> "Agreement":
@@ -84,7 +99,9 @@ def is_name(name: object) -> bool:
 def _decoded(data: bytes) -> Agreement:
     value = json.loads(data)
     wanted = {f.name for f in fields(Agreement)}
-    if not isinstance(value, dict) or value.keys() != wanted:
+    if not isinstance(value, dict) or value.keys() | _LATER.keys() != wanted or any(
+        k in value and value[k] == v for k, v in _LATER.items()
+    ):  # fmt: skip
         raise BadBlob(f"the terms of a secure round hold {', '.join(sorted(wanted))}, and these do not")
     ring = Ring.decode(canonical(value["ring"]))
     names = value["metrics"]
@@ -100,11 +117,16 @@ def _decoded(data: bytes) -> Agreement:
         "hardened": type(value["hardened"]) is bool,
         "phase": type(value["phase"]) is float and 0 < value["phase"] < math.inf,
         "metrics": all(map(is_name, names)),
+        "partial": value.get("partial", True) is True,
     }
     for name, fine in right.items():
         if not fine:
             raise BadBlob(f"{name} = {value[name]!r:.80} is nothing that a secure round's terms can say")
-    return Agreement(**{**value, "metrics": tuple(names), "ring": ring})
+    try:
+        bins = histograms_of(value.get("histograms", {}), names, MOST)
+    except UsageError as error:
+        raise BadBlob(str(error)) from error
+    return Agreement(**{**value, "metrics": tuple(names), "ring": ring, "histograms": bins})
 
 
 def _share(value: Any) -> bool:

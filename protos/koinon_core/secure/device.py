@@ -81,16 +81,16 @@ class Lanes:
 
     def _parts(self, agreed: Agreement) -> tuple[Part, ...]:
         terms = self.terms
-        return parts_of(self.strategy, self.layout, terms.kind, agreed.metrics, terms.max_examples)
+        return parts_of(self.strategy, self.layout, terms.kind, agreed.numbers, terms.max_examples)
 
     def _reader(
         self, part: Part, agreed: Agreement, source: Source, head: Head, scratch: Scratches
     ) -> Read:  # fmt: skip
         if part.name == "numbers":
             labels = numbers.labels_of(
-                self.terms.kind, agreed.metrics, examples=not by_examples(self.strategy)
+                self.terms.kind, agreed.numbers, examples=not by_examples(self.strategy)
             )
-            return _held(np.array(numbers.values_of(labels, head)))
+            return _held(np.array(numbers.values_of(labels, head, agreed.numbers)))
         if not part.fields:
             return _held(np.array([head.totals[part.name.removeprefix("total/")]], np.float64))
         rotated = next(g.rotated for g in agreed.ring.groups if g.name == part.name)

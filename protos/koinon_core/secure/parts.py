@@ -48,7 +48,7 @@ def by_examples(strategy: Strategy) -> bool:
 
 
 def parts_of(
-    strategy: Strategy, layout: Layout, kind: Kind, metrics: Sequence[str], max_examples: int
+    strategy: Strategy, layout: Layout, kind: Kind, asked: numbers.Asked, max_examples: int
 ) -> tuple[Part, ...]:
     """The groups of a round, in their order."""
     found: list[Part] = []
@@ -70,7 +70,7 @@ def parts_of(
             Part(name=f"total/{name}", size=1, bound=float(bound), rule="sum")
             for name, bound in strategy.totals().items()
         ]
-    labels = numbers.labels_of(kind, metrics, examples=not by_examples(strategy))
+    labels = numbers.labels_of(kind, asked, examples=not by_examples(strategy))
     bound = numbers.MOST * max_examples
     found.append(Part(name="numbers", size=len(labels), bound=bound, rule="sum"))
     return tuple(found)

@@ -108,7 +108,7 @@ class Total:
         scratch: Scratches = MemoryScratch,
     ):  # fmt: skip
         agreed = Agreement.of(terms)
-        parts = parts_of(strategy, layout, terms.kind, agreed.metrics, terms.max_examples)
+        parts = parts_of(strategy, layout, terms.kind, agreed.numbers, terms.max_examples)
         check_groups(agreed.ring, parts, rotated=any(g.rotated for g in agreed.ring.groups))
         self._terms, self._model, self._sum = terms, model, total
         self._means = Means(parts, total, seeds_of(terms), devices, scratch)
@@ -121,8 +121,8 @@ class Total:
             )
         self.count, self.weight = report.devices, float(report.weight)
         self.totals = {name: self._means.numbers[f"total/{name}"][0] for name in strategy.totals()}
-        labels = numbers.labels_of(terms.kind, agreed.metrics, examples=not self._by_examples)
-        self._measured = numbers.measured(labels, self._means.numbers["numbers"])
+        labels = numbers.labels_of(terms.kind, agreed.numbers, examples=not self._by_examples)
+        self._measured = numbers.measured(labels, self._means.numbers["numbers"], agreed.numbers)
         self.floored = frozenset(n for n in layout.buffers.by_name if n.rpartition(".")[2] == "running_var")
 
     def values(self, name: str, offset: int) -> Array:
@@ -139,11 +139,13 @@ class Total:
     @cached_property
     def metrics(self) -> Mapping[str, float]:
         """As an open round has them (koinon_core.strategy.closing), and the share of devices that were clipped."""
+        early = min(max(self._measured.partial, 0), self.count)
         trained = self.weight if self._by_examples else self._measured.examples
         known = {"examples": float(trained or 0)} if self._terms.kind == "train" else {}
         clipped = max(self._means.report.clipped.values(), default=None)
         share = {} if clipped is None else {"clipped": clipped / self.count}
-        return {**known, **share, **self._measured.means}
+        share |= {"partial": early / self.count} if early else {}
+        return {**self._measured.spread, **known, **share, **self._measured.means}
 
     @cached_property
     def tuning(self) -> str:

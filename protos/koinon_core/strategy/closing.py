@@ -345,7 +345,8 @@ def _rng(terms: Terms) -> np.random.Generator:
 
 def metrics_of(contributions: Sequence[Contribution]) -> dict[str, float]:
     """`train.NAME` and `eval.NAME`: means over the devices by their number of examples, rounded once. And
-    `examples`, their sum. What was measured of an older model is left out of those of this one."""
+    `examples`, their sum; and where some of them stopped their work early, `partial`, the share of devices that did.
+    What was measured of an older model is left out of those of this one."""
     sums: dict[str, tuple[list[float], list[int]]] = {}
     for c in contributions:
         for prefix, metrics, n in (
@@ -358,4 +359,6 @@ def metrics_of(contributions: Sequence[Contribution]) -> dict[str, float]:
                 weights.append(n)
     means = {name: math.fsum(v) / sum(n) for name, (v, n) in sorted(sums.items()) if sum(n)}
     examples = sum(c.head.examples for c in contributions)
-    return {"examples": float(examples), **means} if examples else means
+    early = sum(c.head.partial for c in contributions)
+    share = {"partial": early / len(contributions)} if early else {}
+    return {"examples": float(examples), **share, **means} if examples else means

@@ -44,6 +44,7 @@ class Need(Enum):
     MEMORY = "memory"  # a device's own state is part of the server's: one that lost it may not go on
     LOSS_BEFORE = "loss_before"  # the loss at the round's model, before training
     SINGLE = "single"  # each update by itself, which only open runs have
+    WHOLE = "whole"  # all of a round's training: what was stopped early would be taken for something else
     SQ_NORM = "sq_norm"  # Agg.sq_norm, which costs an elementwise strategy a second reading of the updates
     MODELS = "models"  # Agg.mean is of devices' models less the newest one, however old the one is that they began with
 

@@ -32,6 +32,9 @@ __all__ = [
 ]  # fmt: skip
 
 F64 = NDArray[np.float64]
+_WHOLE = frozenset({Need.SINGLE, Need.WHOLE})
+"""Of rules that judge updates by their distance: those that stopped early are short, lie near each other whatever they
+were trained on, and would be picked for it."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class TrimmedMean(_Liars):
 class Krum(_Liars):
     """The one update that is nearest to its n - f - 2 nearest others (Blanchard et al. 2017, arXiv:1703.02757)."""
 
+    needs: ClassVar[frozenset[Need]] = _WHOLE
+
     @property
     def fewest(self) -> int:
         return 2 * self.f + 3
@@ -121,6 +126,7 @@ class Krum(_Liars):
 class MultiKrum(_Liars):
     """The mean of the `m` updates with the lowest Krum scores, of at least m + f (0: of all but f)."""
 
+    needs: ClassVar[frozenset[Need]] = _WHOLE
     m: int = 0
 
     def __post_init__(self) -> None:
@@ -197,6 +203,7 @@ class NNM(_Liars):
     """Nearest-neighbour mixing, before another rule: every update becomes the mean of its n - f nearest, itself among
     them (Allouah et al. 2023, arXiv:2302.01772)."""
 
+    needs: ClassVar[frozenset[Need]] = _WHOLE
     leaves_one: ClassVar[bool] = False
 
     @property

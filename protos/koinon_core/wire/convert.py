@@ -91,7 +91,7 @@ def links_from(links: Iterable[pb.Link]) -> dict[int, str]:
 def head_to(head: Head) -> pb.Head:
     return pb.Head(
         examples=head.examples, totals=head.totals, training=head.training, evaluation=head.evaluation,
-        evaluation_examples=head.evaluation_examples, steps=head.steps,
+        evaluation_examples=head.evaluation_examples, steps=head.steps, partial=head.partial,
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def head_from(message: pb.Head) -> Head:
     return Head(
         examples=message.examples, totals=dict(message.totals), training=dict(message.training),
         evaluation=dict(message.evaluation), evaluation_examples=message.evaluation_examples,
-        steps=message.steps,
+        steps=message.steps, partial=message.partial,
     )  # fmt: skip
 
 

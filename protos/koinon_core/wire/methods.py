@@ -77,6 +77,9 @@ class RUNS:
     UPDATES = Method(
         "RunsService", "Updates", "unary_stream", runs_pb2.UpdatesRequest, runs_pb2.UpdatesResponse
     )
+    MEASURE = Method(
+        "RunsService", "Measure", "unary_unary", runs_pb2.MeasureRequest, runs_pb2.MeasureResponse
+    )
 
 
 class ENROLMENT:

@@ -161,7 +161,7 @@ class Offer(_message.Message):
     def __init__(self, run: _Optional[str] = ..., evaluates: bool = ..., engaged: _Optional[int] = ..., held: _Optional[str] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("run", "round", "terms", "model", "down", "epoch", "links", "delta", "delta_base")
+    __slots__ = ("run", "round", "terms", "model", "down", "epoch", "links", "delta", "delta_base", "elapsed")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,7 @@ class Ask(_message.Message):
     LINKS_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     DELTA_BASE_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     terms: bytes
@@ -180,7 +181,8 @@ class Ask(_message.Message):
     links: _containers.RepeatedCompositeFieldContainer[Link]
     delta: Content
     delta_base: str
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms: _Optional[bytes] = ..., model: _Optional[_Union[Content, _Mapping]] = ..., down: _Optional[_Union[Content, _Mapping]] = ..., epoch: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., delta: _Optional[_Union[Content, _Mapping]] = ..., delta_base: _Optional[str] = ...) -> None: ...
+    elapsed: float
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms: _Optional[bytes] = ..., model: _Optional[_Union[Content, _Mapping]] = ..., down: _Optional[_Union[Content, _Mapping]] = ..., epoch: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., delta: _Optional[_Union[Content, _Mapping]] = ..., delta_base: _Optional[str] = ..., elapsed: _Optional[float] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("digest", "size", "inline")
@@ -209,7 +211,7 @@ class Answer(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., terms_digest: _Optional[str] = ..., update: _Optional[_Union[Content, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., stats: _Optional[_Union[Stats, _Mapping]] = ...) -> None: ...
 
 class Head(_message.Message):
-    __slots__ = ("examples", "totals", "training", "evaluation", "evaluation_examples", "steps")
+    __slots__ = ("examples", "totals", "training", "evaluation", "evaluation_examples", "steps", "partial")
     class TotalsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -237,13 +239,15 @@ class Head(_message.Message):
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     examples: int
     totals: _containers.ScalarMap[str, float]
     training: _containers.ScalarMap[str, float]
     evaluation: _containers.ScalarMap[str, float]
     evaluation_examples: int
     steps: int
-    def __init__(self, examples: _Optional[int] = ..., totals: _Optional[_Mapping[str, float]] = ..., training: _Optional[_Mapping[str, float]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., evaluation_examples: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    partial: bool
+    def __init__(self, examples: _Optional[int] = ..., totals: _Optional[_Mapping[str, float]] = ..., training: _Optional[_Mapping[str, float]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., evaluation_examples: _Optional[int] = ..., steps: _Optional[int] = ..., partial: bool = ...) -> None: ...
 
 class Stats(_message.Message):
     __slots__ = ("parameters", "nmse", "norm", "encode_s")

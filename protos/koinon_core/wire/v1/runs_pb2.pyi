@@ -141,20 +141,22 @@ class RoundInfo(_message.Message):
     def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., bits: _Optional[float] = ..., nmse: _Optional[float] = ..., upload_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., secure: bool = ..., attempt: _Optional[int] = ..., awaited: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ParticipantInfo(_message.Message):
-    __slots__ = ("client", "status", "reason", "answered_at", "bytes_up", "examples")
+    __slots__ = ("client", "status", "reason", "answered_at", "bytes_up", "examples", "partial")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_AT_FIELD_NUMBER: _ClassVar[int]
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     client: str
     status: str
     reason: str
     answered_at: float
     bytes_up: int
     examples: int
-    def __init__(self, client: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., answered_at: _Optional[float] = ..., bytes_up: _Optional[int] = ..., examples: _Optional[int] = ...) -> None: ...
+    partial: bool
+    def __init__(self, client: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., answered_at: _Optional[float] = ..., bytes_up: _Optional[int] = ..., examples: _Optional[int] = ..., partial: bool = ...) -> None: ...
 
 class Incident(_message.Message):
     __slots__ = ("at", "client", "round", "code", "message")
@@ -305,3 +307,26 @@ class UpdateInfo(_message.Message):
     stats: _fleet_pb2.Stats
     secure: bool
     def __init__(self, round: _Optional[int] = ..., client: _Optional[str] = ..., digest: _Optional[str] = ..., codec: _Optional[str] = ..., bytes: _Optional[int] = ..., at: _Optional[float] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., kept: bool = ..., upload_s: _Optional[float] = ..., head: _Optional[_Union[_fleet_pb2.Head, _Mapping]] = ..., stats: _Optional[_Union[_fleet_pb2.Stats, _Mapping]] = ..., secure: bool = ...) -> None: ...
+
+class MeasureRequest(_message.Message):
+    __slots__ = ("run", "round", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class MeasureResponse(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: RunInfo
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ...) -> None: ...
