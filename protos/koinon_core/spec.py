@@ -26,6 +26,7 @@ from koinon_core.secure.agreement import ETA, SIGMA, Agreement, Keys
 from koinon_core.secure.levels import level_of
 from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
+from koinon_core.selection import Selection
 from koinon_core.strategy import recipe
 from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.strategy.robust_sum import robust_parts
@@ -80,6 +81,7 @@ class RunSpec:
     phase           secure: how long each of the short collections lasts
     clip            secure: the largest Euclidean norm of a device's change; a longer one is scaled down to it
     metrics         secure: the names of the metrics that are summed; others stay on the device
+    selection       which devices are in a round (koinon_core.selection.rule)
     """
 
     name: str
@@ -117,6 +119,7 @@ class RunSpec:
     metrics: tuple[str, ...] = ("loss", "accuracy")
     evaluate_every: int = 1
     best: Mapping[str, Any] = field(default_factory=dict)
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -170,7 +173,10 @@ class RunSpec:
                     f"the best model is to be known by {self.watch.metric!r}, and a secure run sums only the metrics "
                     f"that it names; add {name!r} to metrics"
                 )
-        for name in ("strategy", "schema", "config", "best"):
+        if isinstance(self.selection, Mapping):
+            object.__setattr__(self, "selection", dict(self.selection))
+        self.selecting.check(self)
+        for name in ("strategy", "schema", "config", "best", "selection"):
             try:
                 canonical(getattr(self, name))
             except (TypeError, ValueError, RecursionError) as error:
@@ -237,8 +243,15 @@ class RunSpec:
             return None
         return (model if self.watch is not None and self.watch.metric.startswith("eval.") else round_), value
 
+    @cached_property
+    def selecting(self) -> Selection:
+        """Which devices are in a round."""
+        return Selection.make(self.selection)
+
     def evaluates_in(self, round_: int) -> bool:
         """Whether devices evaluate the model that a round which trains begins with."""
+        if self.selecting.asks:
+            return False  # the candidates have, in the round before
         return (round_ - 1) % self.evaluate_every == 0
 
     @cached_property
@@ -375,7 +388,7 @@ _SHARES = ("gamma", "delta", "phase", "clip")
 _LATER = {
     "retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta", "keys": "ready", "attempts": 3,
     "gamma": 0.05, "delta": 0.10, "hardened": False, "phase": 30.0, "clip": 16.0, "metrics": ("loss", "accuracy"),
-    "evaluate_every": 1, "best": {},
+    "evaluate_every": 1, "best": {}, "selection": {},
 }  # fmt: skip
 
 

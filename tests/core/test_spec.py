@@ -194,7 +194,7 @@ def test_the_bytes_hold_every_key_once_and_sorted():
     whole = spec(
         retention="keep", models="none", downlink="snapshot", sections=[{"match": "stat/*"}], keys="early", attempts=1,
         gamma=0.1, delta=0.2, hardened=True, phase=1, clip=2, metrics=["f1"], evaluate_every=2,
-        best={"metric": "eval.f1"},
+        best={"metric": "eval.f1"}, selection={"labels": {"site": "a*"}},
     )  # fmt: skip
     value = json.loads(whole.encoded)
     assert list(value) == sorted(f.name for f in fields(RunSpec))
