@@ -214,6 +214,18 @@ def test_candidates_that_do_not_come_back_are_replaced_by_others():
     assert not set(table.drawn) & set(asked[1:])
 
 
+def test_a_draw_of_those_who_were_asked_tells_a_new_coordinator_nothing_of_the_others():
+    table = Table({"rule": "power-of-choice", "d": 3}, population=6)
+    table.run = replace(table.run, number=1, gather=None, scores={"c0": 1.0, "c1": 2.0, "c2": 3.0})
+    table.do(runs.start(table.run))
+    table.offer("c0", "c1", "c2")
+    assert table.drawn == ["c1", "c2"]
+    table.close()
+    assert table.run.gather.expected == 6
+    table.offer("c3", "c4", "c5")
+    assert len(table.drawn) == 3
+
+
 def test_the_latest_losses_choose_where_they_are_reported_and_new_devices_come_first():
     table = Table({"rule": "power-of-choice", "d": 6, "loss": "latest"}, population=6)
     table.offer(*NAMES)

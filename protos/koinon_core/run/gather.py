@@ -23,7 +23,7 @@ from koinon_core.selection.traits import Seen
 if TYPE_CHECKING:
     from koinon_core.run.machine import Run
 
-__all__ = ["Gather", "begin", "draw", "enough", "misfits", "present", "sentence", "size"]
+__all__ = ["Gather", "begin", "complete", "draw", "enough", "misfits", "present", "sentence", "size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,16 @@ def present(run: "Run") -> list[str]:
         c for c, s in run.devices.items()
         if s.ready and not s.misfit and c not in run.barred and (not run.scores or c in run.scores)
     ]  # fmt: skip
+
+
+def complete(run: "Run", here: list[str]) -> bool:
+    """Whether all are here that are expected."""
+    g = run.gather
+    if g is None or g.expected is None:
+        return False
+    # The population counts all; those of it that may not be in a round are not waited for.
+    strangers = 0 if run.gathered or run.scores else sum(bool(s.misfit) for s in run.devices.values())
+    return len(here) + strangers >= g.expected
 
 
 def enough(run: "Run") -> int:

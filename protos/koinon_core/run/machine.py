@@ -448,7 +448,7 @@ def _gathering(run: Run, at: float) -> Moved:
     here, least = gather.present(run), gather.enough(run)
     if len(here) < least and not run.scores:
         return Moved(replace(run, gather=replace(g, until=None)))
-    if g.expected is None or len(here) < g.expected:
+    if not gather.complete(run, here):
         until = at + run.spec.join_wait if g.until is None else g.until
         if at < until:
             return Moved(replace(run, gather=replace(g, until=until)))
@@ -466,7 +466,9 @@ def _draw(run: Run, incarnation: str, at: float, here: list[str]) -> Moved:
     # Where too few were drawn, nobody may be asked: the round's goal stays out of reach.
     goal = gather.size(run, len(drawn), asking)
     terms = _terms(run, incarnation, "evaluate" if asking else "train", max(goal, spec.quorum), spec.quorum)
-    run = replace(run, number=terms.round, round=None, leases={}, returning=0, gather=None, gathered=True)
+    # Those who were asked for losses say nothing of who else may be there.
+    gathered = run.gathered or not run.scores
+    run = replace(run, number=terms.round, round=None, leases={}, returning=0, gather=None, gathered=gathered)
     moved = _feed(run, events.Opened(at, replace(terms, join_wait=0.0)))
     for client in drawn:
         moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
