@@ -78,7 +78,8 @@ class Devices:
         client, now = connection.client, self._fed.clock()
         counted = await self._fed.db(self._fed.store.last_counted, driver.run.id, client)
         r = driver.run.round
-        if r is not None and r.terms.round > driver.run.remembered and client in r.update.heard:
+        mine = r is not None and client in r.update.heard and r.stage != "abandoned"
+        if r is not None and mine and r.terms.round > driver.run.remembered:
             counted = max(counted, r.terms.round)  # or it is about to be
         if counted <= known:
             return

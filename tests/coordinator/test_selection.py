@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+import koinon
 from koinon_coordinator.book import Item
 from koinon_coordinator.devices import Devices
 from koinon_coordinator.store import Store, UpdateRow
@@ -123,3 +124,36 @@ def test_a_label_counts_from_the_next_offer(store: Store) -> None:
             assert len(driver.run.round.update.asked) == 3
 
     asyncio.run(story())
+
+
+def test_a_device_whose_update_came_to_nothing_is_not_taken_for_one_that_forgot(store: Store) -> None:
+    """While the next devices are gathered, the round that was abandoned is still the run's last."""
+
+    async def story() -> None:
+        settings = {
+            "aggregation": "open", "strategy": koinon.Scaffold(), "min_clients": 2, "clients": 2, "population": 3,
+            "selection": {"rule": "weighted"}, "join_wait": 60.0,
+        }  # fmt: skip
+        async with driven(store, **settings) as (federation, run):
+            devices, driver = Devices(federation), federation.drivers[run.id]
+            attached = {f"c{i}": federation.roster.attach(f"c{i}", f"i{i}", boot=1) for i in range(3)}
+            for one in attached.values():
+                await devices.see(one, "1")
+                devices.join(one, run.id)
+                await devices.offer(one, run.id, False, 0)
+            await until(driver, lambda: driver.run.round is not None)
+            first, second = sorted(driver.run.round.update.asked)
+            driver.tell(
+                Item(runs.Answered(federation.clock(), first, 1, "d"), update=answered(driver, first))
+            )
+            driver.tell(runs.Resigned(federation.clock(), second, 1, "DECLINED"))
+            await until(driver, lambda: driver.run.gather is not None)
+            assert driver.run.round.stage == "abandoned"
+            said = await devices.recall(attached[first], run.id, 1, 0, 0)
+            assert said.standing.round == 1
+
+    asyncio.run(story())
+
+
+def answered(driver, client):
+    return UpdateRow(client, 1, "d", 1, "raw", Head(examples=1), 1.0, b"x")
