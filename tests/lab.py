@@ -1,8 +1,9 @@
 """A run on a real store and a real ledger, in virtual time: what the driver and its devices do, without a network."""
 
+import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ from alembic.script import ScriptDirectory
 import koinon
 from koinon_coordinator.book import Item
 from koinon_coordinator.closing import Plan, first_version
+from koinon_coordinator.driver import Driver
+from koinon_coordinator.federation import Federation
 from koinon_coordinator.ledger import Ledger
 from koinon_coordinator.store import Change, Part, RunRow, Store, UpdateRow
 from koinon_coordinator.store.schema import _config
 from koinon_core import codec, failpoints
 from koinon_core import run as runs
+from koinon_core.blob import Blob
 from koinon_core.canonical import sha256
 from koinon_core.tensors import Tensors
 from koinon_core.tiles import Held
 from koinon_core.update import Head
 
-__all__ = ["LARGE", "REVISION", "Clock", "Lab", "files", "noise", "raising"]
+__all__ = ["LARGE", "REVISION", "Clock", "Lab", "driven", "files", "noise", "raising", "until"]
 
 REVISION = ScriptDirectory.from_config(_config()).get_current_head()
 """The newest revision of the tables."""
@@ -155,6 +159,31 @@ def raising(name: str, error: BaseException, about: str = "", times: int = 1) ->
         yield
     finally:
         failpoints.disarm()
+
+
+@asynccontextmanager
+async def driven(store: Store, **settings: Any) -> AsyncIterator[tuple[Federation, runs.Run]]:
+    """A federation that drives one run, without a network."""
+    federation = Federation(store)
+    started, stop = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(federation.run(started, stop))
+    await started.wait()
+    try:
+        described = koinon.Run("r", model={"w": np.zeros(3)}, rounds=9, **settings)
+        model = codec.encode(Tensors(described.model), described.spec.model, "raw")
+        yield federation, await federation.create(described.spec, Blob.of(model).window, len(model))
+    finally:
+        stop.set()
+        await task
+
+
+async def until(driver: Driver, condition: Callable[[], bool]) -> None:
+    """Wait until the driver's run is so."""
+    changed = driver.watch()
+    async with asyncio.timeout(20):
+        while not condition():
+            changed.clear()
+            await changed.wait()
 
 
 def files(root: Path) -> set[Path]:

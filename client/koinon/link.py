@@ -22,7 +22,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -95,12 +95,14 @@ class Link(Protocol):
 
 class GrpcLink:
     """A link over gRPC, for the device `client`; in plain text if it has no `credentials`. `progress` is told how far
-    transfers are; if there is none, the process's own is (`koinon.progress`)."""
+    transfers are; if there is none, the process's own is (`koinon.progress`). `able` is what the device says of itself
+    (`koinon.profile`)."""
 
     def __init__(
         self, address: str, client: str, instance: str = "", boot: int = 0, progress: Progress | None = None,
-        credentials: Credentials | None = None,
+        credentials: Credentials | None = None, able: Mapping[str, int] | None = None,
     ):  # fmt: skip
+        self._able = able
         self.address, self._client, self._credentials = address, client, credentials
         self._known = False  # whether whoever answers there was the coordinator before
         self.hint = ""
@@ -254,7 +256,7 @@ class GrpcLink:
         hit("link.attend")
         call = stub(channel, FLEET.ATTEND)()
         hit("link.said", "hello")
-        hello = pb.DeviceMessage(hello=convert.hello(self._client, self._instance, self._boot))
+        hello = pb.DeviceMessage(hello=convert.hello(self._client, self._instance, self._boot, self._able))
         await call.write(pb.AttendRequest(messages=[hello]))
         first = await call.read()
         if first is grpc.aio.EOF:

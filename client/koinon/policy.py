@@ -12,6 +12,7 @@ They are in `device.toml` beside the device's memory (or where KOINON_POLICY say
     clip = 100.0                # the largest norm of what is given; default: no limit
     max_examples = 100000       # the largest weight; default: no limit
     noise = 0.5                 # the least noise multiplier of differential privacy; default: 0, none asked for
+    profile = false             # say nothing of this device's memory, cores and graphics processors; default: true
 
 A run or a round below them is declined, with the reason.
 """
@@ -47,6 +48,7 @@ class Policy:
     clip: float = math.inf
     max_examples: float = math.inf
     noise: float = 0.0
+    profile: bool = True
 
     @classmethod
     def load(cls, path: Path | None) -> Self:

@@ -30,6 +30,7 @@ from koinon.identity import DeviceIdentity, device_access, device_folder, identi
 from koinon.models import Evaluate, Model
 from koinon.outbox import MemoryOutbox, Outbox, open_outbox
 from koinon.policy import Policy
+from koinon.profile import profile
 from koinon.shelf import Shelf
 from koinon.task import Task
 from koinon.work import Workbench
@@ -94,8 +95,11 @@ def join(
     wait = wait or float(os.environ.get("KOINON_WAIT") or 0.0)
     outbox = open_outbox(named, memory)
     identity = identity_of(access, client, device_folder(named, memory) if named else None)
-    link = GrpcLink(access.address, client, outbox.instance, outbox.boot, credentials=access.credentials)
     policy = Policy.load(device_folder(named, memory) / "device.toml" if named else None)
+    link = GrpcLink(
+        access.address, client, outbox.instance, outbox.boot, credentials=access.credentials,
+        able=profile() if policy.profile else None,
+    )  # fmt: skip
     session = Session(link, run, client, outbox=outbox, wait=wait > 0, identity=identity, policy=policy)
     try:
         session.open(timeout, wait, access.address)

@@ -12,6 +12,7 @@ from koinon_core.history import genesis
 from koinon_core.round.machine import Round, rebuild
 from koinon_core.run import Fact, Run
 from koinon_core.secure.sessions import public_keys
+from koinon_core.selection import Seen
 from koinon_core.spec import RunSpec
 
 __all__ = ["Book", "Item", "fit_for", "read", "staged_of"]
@@ -74,14 +75,16 @@ def read(store: Store, row: RunRow) -> Book:
     values = store.measured(row.id, spec.watch.metric) if spec.watch is not None else []
     best = spec.watch.over(values) if spec.watch is not None else None
     measured = dict(values) if spec.watch is not None and is_central(spec.watch.metric) else {}
+    round_ = rebuild(store.events(row.id, row.number)) if row.number else None
+    seen, scores = _seen(store, row, spec, round_)
     # The row's status and kind are text to the type checker; they were written from a Run.
     run = Run(
         id=row.id, spec=spec, model=version.digest, down=version.down, weights=version.weights,
         tuning=version.tuning, best=best, measured=measured, status=row.status,  # type: ignore[arg-type]  # see above
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]  # see above
         head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
-        beyond=row.beyond, remembered=row.remembered, evaluators=store.evaluators(row.id, spec.evaluate_every),
-        round=rebuild(store.events(row.id, row.number)) if row.number else None,
+        beyond=row.beyond, remembered=row.remembered, round=round_, seen=seen, scores=scores,
+        evaluators=store.evaluators(row.id, spec.evaluate_every, "evaluate" if spec.selecting.asks else "train"),
     )  # fmt: skip
     kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
     open_ = run.round is not None and not run.round.over
@@ -110,6 +113,19 @@ def staged_of(store: Store, r: Round) -> dict[str, UpdateRow]:
         for u in rows
         if (u.round, u.digest) == (r.round_of(u.client), r.update.heard.get(u.client))
     }
+
+
+def _seen(
+    store: Store, row: RunRow, spec: RunSpec, r: Round | None
+) -> tuple[dict[str, Seen], dict[str, float | None]]:
+    """What updates said of their devices, where the run's selection goes by it; and the losses at the model, where the
+    last round was about those."""
+    if not spec.selecting.learns:
+        return {}, {}
+    seen = {client: Seen.of(head) for client, head in store.heads(row.id).items()}
+    if r is None or r.stage != "closed" or (r.terms.kind, row.kind) != ("evaluate", "train"):
+        return seen, {}
+    return seen, {client: Seen.of(head).loss for client, head in store.heads(row.id, row.number).items()}
 
 
 def fit_for(book: Book, item: Item) -> Item:

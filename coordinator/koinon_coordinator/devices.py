@@ -15,6 +15,7 @@ from koinon_core import run as runs
 from koinon_core.errors import Conflict, RemoteProtocolError, Unavailable
 from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
+from koinon_core.selection.traits import labels_in
 from koinon_core.strategy.protocol import Need
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -77,7 +78,8 @@ class Devices:
         client, now = connection.client, self._fed.clock()
         counted = await self._fed.db(self._fed.store.last_counted, driver.run.id, client)
         r = driver.run.round
-        if r is not None and r.round_of(client) > driver.run.remembered and client in r.update.heard:
+        mine = r is not None and client in r.update.heard and r.stage != "abandoned"
+        if r is not None and mine and r.round_of(client) > driver.run.remembered:
             counted = max(counted, r.round_of(client))  # or it is about to be
         if counted <= known:
             return
@@ -106,12 +108,19 @@ class Devices:
             incident = Incident(now, client, driver.run.number, "AHEAD", f"stays away: {reason}")
             driver.tell(Item(runs.Ahead(now, client, round_), incident=incident))
 
-    def offer(
+    async def offer(
         self, connection: Connection, run: str, evaluates: bool, engaged: int, held: str | None = None
     ) -> None:
         driver = self._driver(connection, run)
-        if driver is not None:
-            driver.tell(runs.Offered(self._fed.clock(), connection.client, evaluates, engaged, held))
+        if driver is None:
+            return
+        client, labels = connection.client, dict[str, str]()
+        if driver.run.spec.selecting.reads_labels:
+            # Read anew with every offer: an operator may have written others since, at any coordinator.
+            labels = labels_in((await self._fed.db(self._fed.store.people.device, client)).label)
+        driver.tell(
+            runs.Offered(self._fed.clock(), client, evaluates, engaged, held, labels, connection.able)
+        )
 
     def progress(self, connection: Connection, run: str) -> None:
         driver = self._driver(connection, run)

@@ -41,6 +41,7 @@ from koinon_core.run import Fact, Moved, Order, Run
 from koinon_core.secagg.recovery import Unrecoverable
 from koinon_core.secagg.unmasker import Session
 from koinon_core.secure.sessions import Sessions
+from koinon_core.selection import Seen
 from koinon_core.spec import RunSpec
 
 __all__ = ["OPERATORS", "Ledger"]
@@ -387,6 +388,7 @@ class Ledger:
         fact = runs.Folded(
             self._clock(), number, version.digest, version.down, version.state, closed.sum, evaluated,
             version.weights, version.tuning, self.plan.spec.watched(closed.metrics, number, book.version.round),
+            {c: Seen.of(book.staged[c].head) for c in r.accepted} if self.plan.spec.selecting.learns else {},
         )  # fmt: skip
         return Item(fact, closed=closed, fold_s=fact.at - begun)
 

@@ -7,6 +7,7 @@ earlier start of the same memory: then two processes live on one memory, of whic
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from koinon_core.errors import Conflict
@@ -22,7 +23,7 @@ _JOINED = 256 * 1024
 @dataclass(eq=False)
 class Connection:
     """One device's stream. `outbox` holds encoded messages; None ends the stream. `barred`: nothing that it still says
-    is heard."""
+    is heard. `able` is what the device says of itself."""
 
     client: str
     instance: str
@@ -31,6 +32,7 @@ class Connection:
     outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     runs: set[str] = field(default_factory=set)
     barred: bool = False
+    able: Mapping[str, float] = field(default_factory=dict)
     _waiting: int = 0
 
     def send(self, message: bytes) -> None:

@@ -29,6 +29,7 @@ from koinon_core.secure.levels import level_of
 from koinon_core.secure.numbers import MOST, Asked
 from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
+from koinon_core.selection import Selection
 from koinon_core.strategy import recipe
 from koinon_core.strategy.buffered import check_buffered
 from koinon_core.strategy.chain import Chain
@@ -93,6 +94,7 @@ class RunSpec:
                     their devices). A device has one in a model at most
     concurrency     asynchronous: devices at work at a time; 0: all that are ready, up to `max_clients`
     staleness       asynchronous: how many models may have been made since a device was given its work
+    selection       which devices are in a round (koinon_core.selection.rule)
     """
 
     name: str
@@ -136,6 +138,7 @@ class RunSpec:
     partial: bool = True
     distribution: bool = False
     histograms: Mapping[str, Any] = field(default_factory=dict)
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -200,7 +203,10 @@ class RunSpec:
                     f"the best model is to be known by {self.watch.metric!r}, and a secure run sums only the metrics "
                     f"that it names; add {name!r} to metrics"
                 )
-        for name in ("strategy", "schema", "config", "best", "histograms"):
+        if isinstance(self.selection, Mapping):
+            object.__setattr__(self, "selection", dict(self.selection))
+        self.selecting.check(self)
+        for name in ("strategy", "schema", "config", "best", "histograms", "selection"):
             try:
                 canonical(getattr(self, name))
             except (TypeError, ValueError, RecursionError) as error:
@@ -259,6 +265,11 @@ class RunSpec:
                 f"in a run with buffer = {self.buffer} no round chooses its devices; give concurrency in the place of "
                 "clients and over_selection"
             )
+        if self.selecting.rule != "uniform":
+            raise UsageError(
+                f"in a run with buffer = {self.buffer} no round chooses its devices: drop rule = "
+                f"{self.selecting.rule!r} of [selection] (labels and at_least may stay)"
+            )
         if self.min_clients > self.buffer:
             raise UsageError(
                 f"min_clients = {self.min_clients} is more than the buffer of {self.buffer} updates; lower it"
@@ -297,6 +308,11 @@ class RunSpec:
         return (model if self.watch is not None and self.watch.metric.startswith("eval.") else round_), value
 
     @cached_property
+    def selecting(self) -> Selection:
+        """Which devices are in a round."""
+        return Selection.make(self.selection)
+
+    @cached_property
     def whole(self) -> str:
         """Why a device may not hand in work that it stopped early; empty if it may."""
         if not self.partial:
@@ -317,6 +333,8 @@ class RunSpec:
 
     def evaluates_in(self, round_: int) -> bool:
         """Whether devices evaluate the model that a round which trains begins with."""
+        if self.selecting.asks:
+            return False  # the candidates have, in the round before
         return (round_ - 1) % self.evaluate_every == 0
 
     @property
@@ -466,7 +484,7 @@ _LATER = {
     "retention": "2 rounds", "models": "keep", "sections": (), "downlink": "delta", "keys": "ready", "attempts": 3,
     "gamma": 0.05, "delta": 0.10, "hardened": False, "phase": 30.0, "clip": 16.0, "metrics": ("loss", "accuracy"),
     "evaluate_every": 1, "best": {}, "buffer": 0, "concurrency": 0, "staleness": 10, "partial": True,
-    "distribution": False, "histograms": {},
+    "distribution": False, "histograms": {}, "selection": {},
 }  # fmt: skip
 
 

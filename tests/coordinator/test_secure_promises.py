@@ -3,35 +3,26 @@ asked again, and the event loop waits for no database."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import koinon
 from koinon_coordinator.admission import Voice, hear
 from koinon_coordinator.book import Item
 from koinon_coordinator.devices import Devices
-from koinon_coordinator.driver import Driver
-from koinon_coordinator.federation import Federation
 from koinon_coordinator.store import Part, Store
 from koinon_coordinator.store.folder import Folder
 from koinon_coordinator.store.uploads import Uploads
-from koinon_core import codec
 from koinon_core import run as runs
-from koinon_core.blob import Blob
 from koinon_core.canonical import sha256
 from koinon_core.identity import Trust
 from koinon_core.round.machine import Round
-from koinon_core.run import Run
 from koinon_core.secagg.adverts import write_advert
 from koinon_core.secure.sessions import config_of
-from koinon_core.tensors import Tensors
 from koinon_core.wire.v1 import fleet_pb2 as pb
 from koinon_core.wire.v1 import secagg_pb2
-from lab import Lab, noise
+from lab import Lab, driven, noise, until
 from speaking import WORDS, Speaker
 
 TRUST = Trust.loose()
@@ -191,29 +182,6 @@ def test_five_attempts_at_one_sum_can_be_uploaded(tmp_path: Path) -> None:
 # -- the federation -------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def driven(store: Store) -> AsyncIterator[tuple[Federation, Run]]:
-    """A federation that drives one secure run."""
-    federation = Federation(store)
-    started, stop = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(federation.run(started, stop))
-    await started.wait()
-    described = koinon.Run("r", model={"w": np.zeros(3)}, rounds=9, min_clients=3, clients=3, codec="exact")
-    model = codec.encode(Tensors(described.model), described.spec.model, "raw")
-    run = await federation.create(described.spec, Blob.of(model).window, len(model))
-    yield federation, run
-    stop.set()
-    await task
-
-
-async def until(driver: Driver, condition: Callable[[], bool]) -> None:
-    changed = driver.watch()
-    async with asyncio.timeout(20):
-        while not condition():
-            changed.clear()
-            await changed.wait()
-
-
 def test_the_event_loop_looks_nobody_up_who_advertises(store: Store) -> None:
     threads: list[int] = []
 
@@ -222,13 +190,13 @@ def test_the_event_loop_looks_nobody_up_who_advertises(store: Store) -> None:
         return TRUST(entry)
 
     async def play() -> None:
-        async with driven(store) as (federation, run):
+        async with driven(store, min_clients=3, clients=3, codec="exact") as (federation, run):
             federation.trust, devices = trust, Devices(federation)
             driver = federation.drivers[run.id]
             attached = [federation.roster.attach(f"c{i}", f"i{i}") for i in range(3)]
             for one in attached:
                 devices.join(one, run.id)
-                devices.offer(one, run.id, False, 0)
+                await devices.offer(one, run.id, False, 0)
             await until(driver, lambda: driver.run.round is not None and driver.run.round.stage == "keys")
             assert driver.run.round is not None
             terms = driver.run.round.terms
@@ -246,7 +214,7 @@ def test_the_event_loop_looks_nobody_up_who_advertises(store: Store) -> None:
 
 def test_a_coordinator_that_lost_a_run_can_read_none_of_its_words(store: Store, tmp_path: Path) -> None:
     async def play() -> None:
-        async with driven(store) as (federation, run):
+        async with driven(store, min_clients=3, clients=3, codec="exact") as (federation, run):
             store.vault.seal(run.id, 1, b"a word", "1/0/keys/c0")
             other = Store(str(store.database.url), tmp_path / "other", alone=False)
             try:

@@ -402,6 +402,7 @@ def test_without_an_age_a_buffer_is_a_round():
             "needs 5 updates",
         ),
         ({"clients": 4}, "give concurrency"),
+        ({"selection": {"rule": "weighted"}}, "no round chooses its devices"),
         ({"over_selection": 1.5}, "give concurrency"),
         ({"min_clients": 3}, "more than the buffer of 2"),
         ({"buffer": 0}, "is about asynchronous runs"),

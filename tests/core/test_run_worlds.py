@@ -10,8 +10,10 @@ import pytest
 
 import koinon
 from koinon_core import run as runs
+from koinon_core.canonical import sha256
 from koinon_core.round import effects
 from koinon_core.round.machine import rebuild
+from koinon_core.selection import Seen
 
 
 @dataclass
@@ -27,15 +29,28 @@ class World:
     asked: dict = field(default_factory=dict)
     folds: dict = field(default_factory=dict)
     steps: int = 0
+    selection: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
         quorum = self.dice.randint(1, 3)
+        drawn = {"selection": self.selection}
+        if self.selection.get("rule") == "poisson":
+            drawn |= {"population": self.devices, "clients": None, "over_selection": 1.0}
+        elif self.selection:
+            drawn |= {"clients": quorum + 1}
+        settings = {
+            "rounds": self.dice.randint(1, 6), "min_clients": quorum,
+            "clients": self.dice.choice([None, self.dice.randint(quorum, 5)]), "deadline": 30.0, "lease": 8.0,
+            "join_wait": 2.0,
+            "over_selection": self.dice.choice([1.0, 1.5]), "evaluate": self.dice.random() < 0.5, "patience": 4,
+        }  # fmt: skip
         spec = koinon.Run(
-            "world", model={"w": np.zeros(2)}, aggregation="open", rounds=self.dice.randint(1, 6), min_clients=quorum,
-            clients=self.dice.choice([None, self.dice.randint(quorum, 5)]), deadline=30.0, lease=8.0, join_wait=2.0,
-            over_selection=self.dice.choice([1.0, 1.5]), evaluate=self.dice.random() < 0.5, patience=4,
-        ).spec  # fmt: skip
+            "world",
+            model={"w": np.zeros(2)},
+            aggregation="open",
+            **settings | (drawn if self.selection else {}),
+        ).spec
         self.run = runs.Run(id="r", spec=spec, model="m0")
         self.do(runs.start(self.run))
 
@@ -64,7 +79,13 @@ class World:
                     if self.dice.random() < 0.1:
                         self.feed(runs.Unfoldable(self.now, self.run.number, "made no model"))
                     else:
-                        self.feed(runs.Folded(self.now, self.run.number, f"m{self.run.number}"))
+                        seen = {c: Seen(1, float(sha256(c.encode())[0] < "8")) for c in accepted}
+                        if not self.selection:
+                            seen = {}
+                        made = f"m{self.run.number}"
+                        self.feed(
+                            runs.Folded(self.now, self.run.number, made, seen=seen, evaluated=len(seen))
+                        )
 
     def check(self, before: runs.Run, moved: runs.Moved) -> None:
         run = moved.run
@@ -80,7 +101,9 @@ class World:
             live = run.round is not None and (not run.round.over or run.status == "paused")
             opening = any(isinstance(o, runs.Open) for o in moved.orders)
             folding = any(isinstance(o, effects.Fold) for o in moved.orders)
-            assert live or opening or folding or run.round is None
+            assert live or opening or folding or run.round is None or run.gather is not None
+            if run.gather is not None:
+                assert run.gather.until is None or run.wakes_at is not None, "a gathering wakes up"
             due = run.wakes_at
             waits_for_quorum = run.round is not None and run.round.stage == "joined" and due is None
             if live and not waits_for_quorum and run.round.stage != "folding":
@@ -125,6 +148,24 @@ def test_the_laws_hold_in_random_worlds(block):
             if "COUNTED" in verdicts:
                 assert client in world.folds[number], "only who is in the sum is told so"
     assert ended["finished"] > 0
+    assert ended["finished"] + ended["failed"] + ended["paused"] == 60, dict(ended)
+
+
+DRAWN = [
+    {"rule": "weighted"}, {"rule": "weighted", "by": "examples"}, {"rule": "poisson", "q": 0.6},
+    {"rule": "power-of-choice", "d": 6}, {"rule": "power-of-choice", "d": 6, "loss": "latest"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("selection", DRAWN, ids=str)
+def test_the_laws_hold_where_devices_are_drawn(selection):
+    ended = defaultdict(int)
+    for seed in range(60):
+        world = World(seed, selection=selection)
+        while not world.run.over and world.steps < 2500:
+            world.live()
+        ended[world.run.status] += 1
+    assert ended["finished"] > 20
     assert ended["finished"] + ended["failed"] + ended["paused"] == 60, dict(ended)
 
 

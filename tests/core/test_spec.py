@@ -194,7 +194,8 @@ def test_the_bytes_hold_every_key_once_and_sorted():
     whole = spec(
         retention="keep", models="none", downlink="snapshot", sections=[{"match": "stat/*"}], keys="early", attempts=1,
         gamma=0.1, delta=0.2, hardened=True, phase=1, clip=2, metrics=["f1"], evaluate_every=2,
-        best={"metric": "eval.f1"}, partial=False, distribution=True, clients=None, buffer=9, concurrency=3, staleness=2,
+        best={"metric": "eval.f1"}, partial=False, distribution=True, clients=None, buffer=9, concurrency=3,
+        staleness=2, selection={"labels": {"site": "a*"}},
     )  # fmt: skip
     value = json.loads(whole.encoded)
     # Bins are for secure runs, and this one is open.

@@ -1,4 +1,4 @@
-"""python -m tests.faults [--seed N | --rounds N] [--first SEED]"""
+"""python -m tests.faults [--seed N | --rounds N] [--first SEED] [--rule RULE]"""
 
 import argparse
 import sys
@@ -16,10 +16,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="one world, with its story")
     parser.add_argument("--rounds", type=int, default=10_000, help="as many worlds as these take")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument(
+        "--rule", default="", help="how rounds are drawn: weighted, examples, poisson, latest"
+    )
     given = parser.parse_args()
     if given.seed is not None:
         try:
-            world = run_world(given.seed)
+            world = run_world(given.seed, rule=given.rule)
         except BaseException as error:
             print("".join(traceback.format_exception(error))[-20_000:])
             return 1
@@ -28,7 +31,7 @@ def main() -> int:
         return 0
     seed, rounds, began = given.first, 0, time.monotonic()
     while rounds < given.rounds:
-        rounds += run_world(seed).laws.rounds_seen
+        rounds += run_world(seed, rule=given.rule).laws.rounds_seen
         seed += 1
         if seed % 50 == 0:
             took = time.monotonic() - began

@@ -40,7 +40,7 @@ __all__ = ["Laws"]
 _LATE = 8.0  # seconds by which a busy coordinator may be behind its own timers, its beat included
 _PATIENCE = 30.0  # seconds within which an attached device is told what became of a round that is over
 _OVER = ("closed", "abandoned")
-_ENDS = ("reached its deadline", "lost its quorum")  # all that ends a round without a model, here
+_ENDS = ("reached its deadline", "lost its quorum", "drew ")  # all that ends a round without a model, here
 
 
 class Laws:
@@ -145,7 +145,8 @@ class Laws:
                 assert status != "counted", (
                     f"{name} is told NOT_COUNTED in round {number}, and it was counted"
                 )
-        if self.stage(number) in _OVER and not self.over():
+        drawn = self.world.run.spec.selecting.gathers  # then a round is opened when it is drawn
+        if self.stage(number) in _OVER and not self.over() and not drawn:
             last = self.sql("SELECT number FROM runs")[0][0]
             assert self.stage(last) not in _OVER, (
                 f"round {last} is over, and no other was opened with its end"

@@ -30,6 +30,11 @@ def test_ten_thousand_faulty_rounds_break_no_law() -> None:
     print(f"{rounds} rounds, every law holds")
 
 
+@pytest.mark.parametrize("rule", ["weighted", "examples", "poisson", "latest"])
+def test_where_rounds_are_drawn_no_law_is_broken_either(rule: str) -> None:
+    assert sum(run_world(seed, rule=rule).laws.rounds_seen for seed in range(12)) > 200
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_one_seed_is_one_story(seed: int) -> None:
     assert run_world(seed, rounds=5).story == run_world(seed, rounds=5).story

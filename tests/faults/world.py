@@ -72,7 +72,7 @@ class Mix:
 class World:
     """Everything there is. `tell` collects the story, which is printed where a law is broken."""
 
-    def __init__(self, seed: int, folder: Path, empty: Path, rounds: int = 20):
+    def __init__(self, seed: int, folder: Path, empty: Path, rounds: int = 20, rule: str = ""):
         self.seed, self.folder = seed, folder
         self.dice, self._entropy = random.Random(seed), random.Random(f"entropy {seed}")
         self.mix = Mix.draw(self.dice)
@@ -116,12 +116,29 @@ class World:
             join_wait=dice.choice([0.0, 2.0]), over_selection=more, patience=10_000, evaluate=False,
             retention=dice.choice(["none", "2 rounds", "3 rounds", "keep"]), models=dice.choice(["keep", "none"]),
         )  # fmt: skip
-        self.secure = seed % 3 == 2
+        if rule:
+            self._draw(rule, n)
+        self.secure = seed % 3 == 2 and not rule
         self.liars: dict[int, str] = {}
         if self.secure:
             n = self._make_secure(rounds)
         self.n = n
         self.laws = Laws(self)
+
+    def _draw(self, rule: str, n: int) -> None:
+        """The same world over a run whose rounds are drawn. (Where losses are asked for, rounds close without a model,
+        and other laws would hold.)"""
+        spec = self.run.spec
+        least = spec.quorum
+        settings: dict[str, dict[str, Any]] = {
+            "weighted": {"clients": spec.clients or least},
+            "examples": {"clients": spec.clients or least, "rule": "weighted", "by": "examples"},
+            "poisson": {"clients": None, "over_selection": 1.0, "q": max(least / n, 0.7)},
+            "latest": {"clients": spec.clients or least, "rule": "power-of-choice", "d": n, "loss": "latest"},
+        }
+        chosen = {"rule": rule, **settings[rule]}
+        others = {name: chosen.pop(name) for name in ("clients", "over_selection") if name in chosen}
+        self.run.spec = replace(spec, selection=chosen, **others)
 
     def _make_secure(self, rounds: int) -> int:
         """The same weather over a run whose sums are secure; returns how many devices it has.
@@ -401,7 +418,7 @@ class World:
 _templates: dict[str, Path] = {}
 
 
-def run_world(seed: int, rounds: int = 20) -> World:
+def run_world(seed: int, rounds: int = 20, rule: str = "") -> World:
     """Live through one world. AssertionError, with its story, where a law is broken."""
     logging.getLogger("koinon").setLevel(logging.CRITICAL)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -410,13 +427,14 @@ def run_world(seed: int, rounds: int = 20) -> World:
     if "empty" not in _templates:
         _templates["empty"] = template(Path(tempfile.mkdtemp(prefix="koinon-", dir=root)))
     with tempfile.TemporaryDirectory(prefix="koinon-world-", dir=root) as folder:
-        world = World(seed, Path(folder), _templates["empty"], rounds)
+        world = World(seed, Path(folder), _templates["empty"], rounds, rule)
         try:
             world.live()
         except BaseException as error:
             told = "\n".join(world.story[-60:])
             error.add_note(
                 f"{world.mix}\n{told}\nseed {seed}: replay it with  python -m tests.faults --seed {seed}"
+                f"{f' --rule {rule}' if rule else ''}"
             )
             raise
         return world

@@ -13,12 +13,16 @@ from koinon.cli.output import (
     console,
     moment,
     print_json,
+    size,
     table_of,
 )
 from koinon.operator import Operator
 from koinon_core.wire.v1 import enrolment_pb2 as pb
 
 __all__ = ["app"]
+
+_MAY_GO = ("certificate until", "enrolled", "software", "gpu", "cores", "memory")
+"""Columns that a narrow terminal does without."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Name = Annotated[str, typer.Argument(help="The device's name.")]
@@ -45,16 +49,20 @@ def list_devices(
         "last seen",
         "certificate until",
         "software",
+        "memory",
+        "cores",
+        "gpu",
         "label",
     )
     rows = [
         (
             d.id, d.status, "yes" if d.attached else "", moment(d.enrolled_at), moment(d.last_seen),
-            moment(d.expires_at), d.software, "; ".join(filter(None, (d.label, d.reason))),
+            moment(d.expires_at), d.software, size(d.able.memory_mb << 20), str(d.able.cores or ""),
+            str(d.able.gpu or ""), "; ".join(filter(None, (d.label, d.reason))),
         )
         for d in found
     ]  # fmt: skip
-    console().print(table_of(columns, rows, measured=("certificate until", "enrolled", "software")))
+    console().print(table_of(columns, rows, measured=_MAY_GO))
 
 
 @app.command(epilog="Example: koinon device revoke ward-7 --reason 'lost'")
@@ -72,18 +80,21 @@ def revoke(
     _told(found, f"{found.id} is revoked", json)
 
 
-@app.command(epilog="Example: koinon device label ward-7 'second floor'")
+@app.command(epilog="Example: koinon device label ward-7 second floor site=ward-7 weight=3")
 def label(
     name: Name,
-    words: Annotated[str, typer.Argument(help="Words for people; '' for none.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(help="Words for people, and labels NAME=VALUE for [selection] of runs; '' for none."),
+    ],
     address: Address = None,
     credentials: Credentials = None,
     insecure: Insecure = None,
     json: AsJson = False,
 ) -> None:
-    """Write words for people on a device."""
+    """Write words for people on a device, and labels by which runs choose; what was there before goes."""
     with Operator(address, credentials, insecure=insecure) as operator:
-        found = operator.label_device(name, words)
+        found = operator.label_device(name, " ".join(words))
     _told(found, f"{found.id}: {found.label or 'no label'}", json)
 
 

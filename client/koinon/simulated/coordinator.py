@@ -1,7 +1,7 @@
 """The coordinator in memory: the run's machine, and what the driver does around it, without a database."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from koinon.central import Central
@@ -24,6 +24,7 @@ from koinon_core.round.terms import COLLECTIONS
 from koinon_core.run import Run as Machine
 from koinon_core.secagg.recovery import Unrecoverable
 from koinon_core.secure.total import Total
+from koinon_core.selection import Seen
 from koinon_core.strategy.closing import (
     Closing,
     Contribution,
@@ -41,7 +42,7 @@ from koinon_core.update import Head
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
-__all__ = ["House", "Port", "RoundSummary"]
+__all__ = ["House", "Port", "RoundSummary", "Traits"]
 
 _WORDS = COLLECTIONS["secure"][1:]  # what a device has to say for a secure sum, in order
 
@@ -55,6 +56,15 @@ class RoundSummary:
     reason: str
     clients: tuple[str, ...]
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a simulated device is known by: the labels that an operator would have given it, and what it says of
+    itself (koinon_core.selection)."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    able: Mapping[str, float] = field(default_factory=dict)
 
 
 class Port(Protocol):
@@ -74,7 +84,10 @@ class Port(Protocol):
 class House:
     """The simulated coordinator: the run's machine and what the driver does around it, in memory."""
 
-    def __init__(self, run: Run, world: World, faults: Faults, central: Central | None = None):
+    def __init__(
+        self, run: Run, world: World, faults: Faults, central: Central | None = None,
+        traits: Mapping[str, Traits] | None = None,
+    ):  # fmt: skip
         self._central = central
         self.world, self.faults, self.spec = world, faults, run.spec
         self.strategy, self.layout = run.spec.check()
@@ -89,6 +102,7 @@ class House:
         self.machine = Machine(
             id="simulated", spec=run.spec, model=self._keep_model(), down=self._down, weights=weights
         )
+        self._traits = traits or {}
         self.links: dict[str, Port] = {}
         self.history: dict[int, str] = {}
         self.staged: dict[str, tuple[Head, bytes]] = {}
@@ -152,7 +166,12 @@ class House:
                 links = {n: link for n, link in self.history.items() if n >= message.recall.pinned}
                 self._tell(client, convert.standing(self.machine.id, where, links))
             case "offer":
-                self.move(runs.Offered(now, client, message.offer.evaluates, message.offer.engaged))
+                offer, known = message.offer, self._traits.get(client, Traits())
+                self.move(
+                    runs.Offered(
+                        now, client, offer.evaluates, offer.engaged, labels=known.labels, able=known.able
+                    )
+                )
             case "leave" if message.leave.round:
                 leave = message.leave
                 self.move(runs.Resigned(now, client, leave.round, leave.code, leave.detail))
@@ -320,6 +339,7 @@ class House:
         return runs.Folded(
             now, number, self.models[-1], self._down, sum=made.sum, evaluated=self._evaluated(r, accepted),
             weights=made.weights or self.machine.weights, tuning=made.tuning, watched=watched,
+            seen={c: Seen.of(self.staged[c][0]) for c in accepted} if self.spec.selecting.learns else {},
         )  # fmt: skip
 
     def _forget(self, r: Round) -> None:

@@ -15,6 +15,7 @@ from koinon_coordinator.service.peers import Guard
 from koinon_coordinator.store import DeviceRow, OperatorRow
 from koinon_core.errors import BadBlob, UsageError
 from koinon_core.identity import KEY, Entry, check_name, verify
+from koinon_core.wire import convert
 from koinon_core.wire.methods import DIRECTORY
 from koinon_core.wire.v1 import enrolment_pb2 as pb
 
@@ -97,11 +98,13 @@ class Directory:
 
     def _device(self, row: DeviceRow) -> pb.DeviceInfo:
         status = "revoked" if row.revoked_at is not None else "enrolled" if row.key else "seen"
+        connection = self._federation.roster.get(row.name)
         return pb.DeviceInfo(
-            id=row.name, label=row.label, status=status, attached=self._federation.roster.get(row.name) is not None,
+            id=row.name, label=row.label, status=status, attached=connection is not None,
             enrolled_at=row.enrolled_at or 0.0, last_seen=row.last_seen, expires_at=row.expires_at or 0.0,
             revoked_at=row.revoked_at or 0.0, revoked_by=row.revoked_by, reason=row.reason,
             key=bytes.fromhex(row.key or ""), version=row.entry_version, software=row.version,
+            able=convert.able_to(connection.able) if connection is not None else None,
         )  # fmt: skip
 
     # -- operators --------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ class Fleet:
                 f"{hello.client[:64]!r}; a device has the name that it enrolled with"
             )
         connection = self._federation.roster.attach(hello.client, hello.instance, hello.boot)
+        connection.able = convert.able_from(hello.able)
         reader = asyncio.create_task(self._read(connection, requests))
         try:
             await self.devices.see(connection, hello.version)
@@ -104,7 +105,7 @@ class Fleet:
                 connection.send(convert.envelope(said))
             case "offer":
                 held = m.held[:64] if m.HasField("held") else None
-                self.devices.offer(connection, m.run, m.evaluates, m.engaged, held)
+                await self.devices.offer(connection, m.run, m.evaluates, m.engaged, held)
                 self._tell_if_over(connection, m.run)  # it may have ended between the two
             case "answer":
                 answer = Answer(

@@ -32,6 +32,7 @@ from koinon_core.errors import Conflict, NotFound, StoreError
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
 from koinon_core.round.events import Carried, Event
+from koinon_core.update import Head
 
 __all__ = ["Store"]
 
@@ -285,9 +286,13 @@ class Store:
     def verdict(self, run: str, round_: int, client: str) -> tuple[Verdict, str]:
         return self._read("verdict", partial(queries.verdict, run=run, round_=round_, client=client))
 
-    def evaluators(self, run: str, every: int) -> int:
-        """How many evaluated in the last summed round of those that do, every `every`th."""
-        return self._read("evaluators", partial(queries.evaluators, run=run, every=every))
+    def evaluators(self, run: str, every: int, kind: str = "train") -> int:
+        """How many evaluated in the last summed round of those that do."""
+        return self._read("evaluators", partial(queries.evaluators, run=run, every=every, kind=kind))
+
+    def heads(self, run: str, round_: int | None = None) -> dict[str, Head]:
+        """The heads of a round's counted updates, or (None) of each device's last in rounds that trained."""
+        return self._read("heads", partial(queries.heads, run=run, round_=round_))
 
     def measured(self, run: str, name: str) -> list[tuple[int, float]]:
         """(round, value) of one metric, in the order of rounds."""

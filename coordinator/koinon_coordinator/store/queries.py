@@ -15,7 +15,7 @@ from koinon_core.round.events import Event, load
 from koinon_core.update import Head, Stats
 
 __all__ = [
-    "ParticipantRow", "RoundRow", "RunRow", "SentRow", "audit", "content", "contents", "events", "incidents",
+    "ParticipantRow", "RoundRow", "RunRow", "SentRow", "audit", "content", "contents", "events", "heads", "incidents",
     "kept_rounds", "kept_versions", "last_counted", "model_at", "model_before", "release", "round_rows", "run_rows",
     "sent", "standing", "updates", "verdict",
 ]  # fmt: skip
@@ -156,10 +156,28 @@ def measured(tx: Connection, run: str, name: str) -> list[tuple[int, float]]:
     return [(number, value) for number, value in found]
 
 
-def evaluators(tx: Connection, run: str, every: int) -> int:
-    """How many evaluated in the last round that was summed of those that evaluate, every `every`th."""
+def heads(tx: Connection, run: str, round_: int | None = None) -> dict[str, Head]:
+    """What came along with updates that were counted, by device: those of one round, or (None) the last of each
+    device in a round that trained."""
+    u, p, r = (rows_of(t).c for t in (models.Update, models.Participant, models.Round))
+    where = (p.run == run) & (p.status == "counted")
+    if round_ is None:
+        trained = (r.run == p.run) & (r.number == p.round) & (r.kind == "train")
+        last = select(p.client, func.max(p.round).label("round")).where(where, trained).group_by(p.client)
+    else:
+        last = select(p.client, p.round).where(where, p.round == round_)
+    mine = last.subquery().c
+    where = (u.run == run) & (u.client == mine.client) & (u.round == mine.round)
+    rows = tx.execute(select(u.client, u.head).where(where).order_by(u.client))
+    return {client: Head.from_json(head) for client, head in rows}
+
+
+def evaluators(tx: Connection, run: str, every: int, kind: str = "train") -> int:
+    """How many evaluated in the last round that was summed of those that evaluate: every `every`th of those that train,
+    or those of another kind."""
     r = rows_of(models.Round).c
-    mine = (r.run == run) & (r.stage == "closed") & (r.kind == "train") & ((r.number - 1) % every == 0)
+    due = (r.number - 1) % every == 0 if kind == "train" else r.number > 0
+    mine = (r.run == run) & (r.stage == "closed") & (r.kind == kind) & due
     last = tx.execute(select(func.max(r.number)).where(mine)).scalar()
     return evaluated(tx, run, last) if last else 0
 

@@ -3,7 +3,10 @@
 They come from devices, operators and the clock; what they do to the open round becomes that round's events.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from koinon_core.selection.traits import Seen
 
 __all__ = [
     "Ahead", "Answered", "Cancelled", "Fact", "Folded", "Gone", "Measured", "Offered", "Opening", "Paused",
@@ -14,13 +17,16 @@ __all__ = [
 @dataclass(frozen=True, slots=True)
 class Offered:
     """A device is ready for the next round; `engaged` is the round that it still works on, or 0, and `held` the
-    digest of the tensors of the model that it keeps (None: it never keeps any)."""
+    digest of the tensors of the model that it keeps (None: it never keeps any). `labels` are what an operator wrote on
+    it, `able` is what it says of itself (koinon_core.selection.traits)."""
 
     at: float
     client: str
     evaluates: bool = False
     engaged: int = 0
     held: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    able: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Folded:
     `sum` as in the round's event; `evaluated` of the summed updates evaluated the model that the round began with;
     `weights` is the digest of the model's tensors, `tuning` what the next secure round is sized by. `watched` is the
     metric by which the run's best model is known (koinon_core.flow.best): the round whose model it is about, and its
-    value."""
+    value. `seen` is what the updates said of their devices, where the run's [selection] wants to know."""
 
     at: float
     round: int
@@ -100,6 +106,7 @@ class Folded:
     weights: str = ""
     tuning: str = ""
     watched: tuple[int, float] | None = None
+    seen: Mapping[str, Seen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

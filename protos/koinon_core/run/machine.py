@@ -19,6 +19,7 @@ from koinon_core.round.machine import Round
 from koinon_core.round.machine import step as step_round
 from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Kind, Terms
+from koinon_core.run import gather
 from koinon_core.run.facts import (
     Ahead,
     Answered,
@@ -40,7 +41,9 @@ from koinon_core.run.facts import (
     Unfoldable,
     Voiced,
 )  # fmt: skip
+from koinon_core.run.gather import Gather
 from koinon_core.run.orders import Finish, Open, Order, Recall, Status
+from koinon_core.selection.traits import Seen
 from koinon_core.spec import RunSpec
 
 __all__ = ["WORK", "Moved", "Run", "Standing", "rank", "start", "step"]
@@ -53,11 +56,14 @@ _LINKS = 8  # of the history, at hand for the next Ask
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An attached device: whether it waits for work now, whether it evaluates models, and the model that it keeps."""
+    """An attached device: whether it waits for work now, whether it evaluates models, the model that it keeps, the
+    labels that it was given, and why it may not be in a round, if it may not."""
 
     ready: bool
     evaluates: bool
     held: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    misfit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,10 @@ class Run:
     devices dealt shares that opened nothing, and are in no further round (until the coordinator starts again). `best`
     is the best model so far, where the run asks for that, and `measured` what the owner said of models where it is for
     them to say.
+
+    Where [selection] draws from all devices, `gather` is how the next round's are gathered (`gathered`: it was done
+    since the coordinator began), `seen` what earlier updates said of devices, and `scores` their losses at the model,
+    which those of the next round are chosen by.
     """
 
     id: str
@@ -98,6 +108,10 @@ class Run:
     remembered: int = 0
     ahead: Mapping[str, int] = field(default_factory=dict)
     round: Round | None = None
+    gather: Gather | None = None
+    gathered: bool = False
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    scores: Mapping[str, float | None] = field(default_factory=dict)
     devices: Mapping[str, Standing] = field(default_factory=dict)
     leases: Mapping[str, float] = field(default_factory=dict)
 
@@ -110,9 +124,19 @@ class Run:
         """One sentence for the operator; empty when nothing is being waited for."""
         if self.over:
             return ""
+        if self.gather is not None:
+            return "; ".join(
+                filter(None, (gather.sentence(self, self.next), gather.misfits(self), self._older))
+            )
         if self.round is not None and not self.round.over:
-            return "; ".join(filter(None, (self.round.waiting_for, self._older)))
+            misfits = gather.misfits(self) if self.round.stage == "joined" else ""
+            return "; ".join(filter(None, (self.round.waiting_for, misfits, self._older)))
         return "paused: `koinon run resume` lets it go on" if self.status == "paused" else ""
+
+    @property
+    def next(self) -> int:
+        """The number of the next round."""
+        return max(self.number, self.beyond) + 1
 
     @property
     def _older(self) -> str:
@@ -128,6 +152,8 @@ class Run:
     @property
     def wakes_at(self) -> float | None:
         """When a Tick is due, whatever else happens: a round's deadline or a device's lease."""
+        if self.gather is not None and not self.over:
+            return self.gather.until
         if self.over or self.round is None or self.round.over:
             return None
         return min((t for t in (self.round.wakes_at, *self.leases.values()) if t is not None), default=None)
@@ -168,7 +194,7 @@ def rank(seed: int, round_: int, client: str) -> str:
 
 def start(run: Run) -> Moved:
     """The first order of a new run, or of a run whose last round is over."""
-    if run.status != "running" or (run.round is not None and not run.round.over):
+    if run.status != "running" or run.gather is not None or (run.round is not None and not run.round.over):
         return Moved(run)
     return _next(run)
 
@@ -185,7 +211,7 @@ def step(run: Run, fact: Fact) -> Moved:
                 replace(run, devices={c: s for c, s in run.devices.items() if c != client}), client
             )
             in_joined = run.round is not None and run.round.stage == "joined"
-            return _feed(run, events.Left(at, client, "GONE")) if in_joined else Moved(run)
+            return _feed(run, events.Left(at, client, "GONE")) if in_joined else _gathering(run, at)
         case Progressed(at, client):
             return Moved(_renew(run, client, at))
         case Answered(at, client, number, digest):
@@ -209,6 +235,12 @@ def step(run: Run, fact: Fact) -> Moved:
                 run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=evaluators,
                 tuning=fact.tuning or run.tuning, best=_better(run, fact.watched),
             )  # fmt: skip
+            if _asking(run):
+                run = replace(
+                    run, scores={c: seen.loss for c, seen in fact.seen.items()}, evaluators=fact.evaluated
+                )
+            else:
+                run = replace(run, seen={**run.seen, **fact.seen})
             return _feed(run, event)
         case Unfoldable(at, number, reason):
             return Moved(run) if run.number != number else _feed(run, events.Unfoldable(at, reason))
@@ -233,7 +265,7 @@ def step(run: Run, fact: Fact) -> Moved:
         case Recovered():
             return _recovered(run, fact)
         case Paused():
-            return Moved(replace(run, status="paused"))
+            return Moved(replace(run, status="paused", gather=None))
         case Resumed(at):
             return (
                 _filled(start(replace(run, status="running")), at) if run.status == "paused" else Moved(run)
@@ -285,21 +317,16 @@ def _renew(run: Run, client: str, at: float) -> Run:
 
 def _offered(run: Run, fact: Offered) -> Moved:
     run = _follows(_renew(run, fact.client, fact.at), fact.client)
-    standing = Standing(ready=True, evaluates=fact.evaluates, held=fact.held)
+    standing = Standing(
+        ready=True, evaluates=fact.evaluates, held=fact.held, labels=fact.labels,
+        misfit=run.spec.selecting.misfit(fact.labels, fact.able, fact.evaluates),
+    )  # fmt: skip
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
-    if r is None:
-        return Moved(run)
+    if r is None or run.gather is not None:
+        return _gathering(run, fact.at)
     if r.buffered and r.stage == "update":
-        if r.awaits(fact.client):
-            lost = fact.engaged != r.round_of(fact.client)  # its work, which it will not answer any more
-            return _feed(run, events.Heard(fact.at, fact.client, "joined")) if lost else Moved(run)
-        if fact.client in r.silent and fact.engaged == r.round_of(fact.client):
-            run = _renew(replace(run, leases={**run.leases, fact.client: 0.0}), fact.client, fact.at)
-            return _feed(
-                run, events.Carried(fact.at, (r.taken[fact.client],))
-            )  # it is back, and still has its work
-        return _filled(Moved(run), fact.at)
+        return _offered_work(run, r, fact)
     if r.awaits(fact.client) and (fact.engaged != run.number or not _is_work(r)):
         # It came back without the work that it had been given, or may not have heard what it is asked: say it again.
         orders = [effects.Ask(fact.client, r.stage)]
@@ -308,12 +335,14 @@ def _offered(run: Run, fact: Offered) -> Moved:
         return Moved(_engage(run, fact.client, fact.at), (), tuple(orders))
     if r.stage == "joined" and _eligible(run, fact.client):
         return _feed(run, events.Heard(fact.at, fact.client, "joined"))
+    if r.stage == "joined" and fact.client in r.joined.heard:  # it may not be in it any more
+        return _feed(run, events.Left(fact.at, fact.client, "MISFIT", standing.misfit))
     return Moved(run)
 
 
 def _eligible(run: Run, client: str) -> bool:
     standing = run.devices[client]
-    if client in run.barred:
+    if client in run.barred or standing.misfit:
         return False
     return standing.ready and (run.kind == "train" or standing.evaluates)
 
@@ -345,6 +374,8 @@ def _tick(run: Run, at: float) -> Moved:
         rest = {c: t for c, t in current.leases.items() if c != client}
         lapsed = f"nothing was heard of it for {run.spec.lease:g} s"
         moved = moved.then(_feed(replace(current, leases=rest), events.Left(at, client, "LEASE", lapsed)))
+    if moved.run.gather is not None:
+        return moved.then(_gathering(moved.run, at))
     if moved.run.round is not None and not moved.run.round.over:
         moved = moved.then(_feed(moved.run, events.Tick(at)))
     return _filled(moved, at)
@@ -372,7 +403,9 @@ def _recovered(run: Run, fact: Recovered) -> Moved:
     """The open round, which some devices know otherwise, is abandoned; the next one's number is new to everybody."""
     beyond = max(fact.beyond, run.number, *run.ahead.values())
     # And what devices remember of the history that is given up, they may forget.
-    run = replace(run, recovery=run.recovery + 1, beyond=beyond, ahead={}, remembered=run.number)
+    run = replace(
+        run, recovery=run.recovery + 1, beyond=beyond, ahead={}, remembered=run.number, gather=None, scores={}
+    )
     if run.round is None or run.round.over:
         return start(run)
     # A run that is cancelled neither counts the end of its round nor opens another.
@@ -385,7 +418,9 @@ def _recovered(run: Run, fact: Recovered) -> Moved:
 
 def _opening(run: Run, fact: Opening) -> Moved:
     spec = run.spec
-    welcome = [c for c in run.devices if c not in run.barred]
+    if spec.selecting.gathers and run.kind == "train":
+        return _gathering(replace(run, gather=gather.begin(run, fact.incarnation)), fact.at)
+    welcome = [c for c in run.devices if c not in run.barred and not run.devices[c].misfit]
     attached = [c for c in welcome if run.kind == "train" or run.devices[c].evaluates]
     # Before any model was made nobody knows how many will come: the first round waits a moment for whoever does.
     expected = max(len(attached), run.returning) if run.closed else spec.max_clients
@@ -393,27 +428,9 @@ def _opening(run: Run, fact: Opening) -> Moved:
     quorum = spec.quorum
     if run.kind == "evaluate":
         # Those who evaluated in the round before: they will come, though after a restart none of them is here yet.
-        goal = min(spec.devices, run.evaluators)
+        goal = min(max(spec.devices, spec.selecting.d), run.evaluators)
         quorum = spec.quorum if spec.aggregation == "secure" else 1
-    terms = Terms(
-        run=run.id, round=max(run.number, run.beyond) + 1, incarnation=fact.incarnation, kind=run.kind,
-        aggregation=spec.aggregation, groups=spec.groups, goal=goal, quorum=quorum,
-        over_selection=spec.over_selection, join_wait=spec.join_wait, deadline=spec.deadline,
-        schema=spec.model.digest, strategy=spec.recipe_digest, model=run.model, down=run.down, codec=spec.codec,
-        weights=run.weights, sections=digest_of(list(spec.sections)) if spec.sections else "",
-        max_examples=spec.max_examples, bound=spec.bound, grid=spec.grid, seed=spec.seed,
-        config=scheduled(spec.config, run.closed, spec.rounds), head=run.head, recovery=run.recovery,
-        patience=spec.lease if run.kind == "evaluate" else 0.0,
-    )  # fmt: skip
-    if spec.buffer and run.kind == "train":
-        most = spec.concurrency or spec.max_clients
-        terms = replace(
-            terms, goal=spec.buffer, concurrency=most, staleness=spec.staleness, version=run.closed
-        )
-    if spec.aggregation == "secure":
-        # After a round that came to nothing, perhaps because it was sized too tightly, one that cannot be.
-        tuning = "" if run.streak else run.tuning
-        terms = replace(terms, secure=spec.secure_terms(run.kind, tuning, terms.invited))
+    terms = _terms(run, fact.incarnation, run.kind, goal, quorum)
     at_work = _at_work(run)
     going_on = at_work if terms.buffered else ()
     leases = {w.client: run.leases[w.client] for w in going_on if w.client in run.leases}
@@ -430,6 +447,18 @@ def _opening(run: Run, fact: Opening) -> Moved:
     for client in sorted(ready, key=lambda c: rank(spec.seed, terms.round, c))[: terms.invited]:
         moved = moved.then(_feed(moved.run, events.Heard(fact.at, client, "joined")))
     return moved
+
+
+def _offered_work(run: Run, r: Round, fact: Offered) -> Moved:
+    """A device of a buffered round came back for work, or from a cut."""
+    client, at = fact.client, fact.at
+    if r.awaits(client):
+        lost = fact.engaged != r.round_of(client)  # its work, which it will not answer any more
+        return _feed(run, events.Heard(at, client, "joined")) if lost else Moved(run)
+    if client in r.silent and fact.engaged == r.round_of(client):
+        run = _renew(replace(run, leases={**run.leases, client: 0.0}), client, at)
+        return _feed(run, events.Carried(at, (r.taken[client],)))  # it is back, and still has its work
+    return _filled(Moved(run), at)
 
 
 def _at_work(run: Run) -> tuple[Taken, ...]:
@@ -451,17 +480,98 @@ def _filled(moved: Moved, at: float) -> Moved:
     return moved
 
 
+def _terms(run: Run, incarnation: str, kind: Kind, goal: int, quorum: int) -> Terms:
+    """The terms of the next round."""
+    spec = run.spec
+    terms = Terms(
+        run=run.id, round=run.next, incarnation=incarnation, kind=kind,
+        aggregation=spec.aggregation, groups=spec.groups, goal=goal, quorum=quorum,
+        over_selection=spec.over_selection, join_wait=spec.join_wait, deadline=spec.deadline,
+        schema=spec.model.digest, strategy=spec.recipe_digest, model=run.model, down=run.down, codec=spec.codec,
+        weights=run.weights, sections=digest_of(list(spec.sections)) if spec.sections else "",
+        max_examples=spec.max_examples, bound=spec.bound, grid=spec.grid, seed=spec.seed,
+        config=scheduled(spec.config, run.closed, spec.rounds), head=run.head, recovery=run.recovery,
+        patience=spec.lease if kind == "evaluate" else 0.0,
+    )  # fmt: skip
+    if spec.buffer and kind == "train":
+        most = spec.concurrency or spec.max_clients
+        terms = replace(
+            terms, goal=spec.buffer, concurrency=most, staleness=spec.staleness, version=run.closed
+        )
+    if spec.aggregation == "secure":
+        # After a round that came to nothing, perhaps because it was sized too tightly, one that cannot be.
+        tuning = "" if run.streak else run.tuning
+        terms = replace(terms, secure=spec.secure_terms(kind, tuning, terms.invited))
+    return terms
+
+
+def _gathering(run: Run, at: float) -> Moved:
+    """Draw the next round, if its devices are here or were waited for; nothing where none is gathered for."""
+    g = run.gather
+    if g is None:
+        return Moved(run)
+    here, least = gather.present(run), gather.enough(run)
+    if len(here) < least and not run.scores:
+        return Moved(replace(run, gather=replace(g, until=None)))
+    if not gather.complete(run, here):
+        until = at + run.spec.join_wait if g.until is None else g.until
+        if at < until:
+            return Moved(replace(run, gather=replace(g, until=until)))
+    if len(here) < least:  # who was asked for a loss did not come back: ask others
+        run = replace(run, scores={})
+        return _gathering(replace(run, gather=gather.begin(run, g.incarnation)), at)
+    return _draw(run, g.incarnation, at, here)
+
+
+def _draw(run: Run, incarnation: str, at: float, here: list[str]) -> Moved:
+    """Open the next round for devices that are drawn of those who are here: all of them at once, and nobody else."""
+    spec = run.spec
+    asking = spec.selecting.asks and not run.scores
+    drawn = gather.draw(run, here, run.next)
+    # Where too few were drawn, nobody may be asked: the round's goal stays out of reach.
+    goal = gather.size(run, len(drawn), asking)
+    terms = _terms(run, incarnation, "evaluate" if asking else "train", max(goal, spec.quorum), spec.quorum)
+    # Those who were asked for losses say nothing of who else may be there.
+    gathered = run.gathered or not run.scores
+    run = replace(run, number=terms.round, round=None, leases={}, returning=0, gather=None, gathered=gathered)
+    moved = _feed(run, events.Opened(at, replace(terms, join_wait=0.0)))
+    for client in drawn:
+        moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
+    if len(drawn) < spec.quorum:
+        short = (
+            f"drew {len(drawn)} of {len(here)} devices, and min_clients needs {spec.quorum}: another is drawn"
+        )
+        return moved.then(_feed(moved.run, events.Unfoldable(at, short)))
+    if moved.run.round is not None and moved.run.round.stage == "joined":  # fewer than would have been asked
+        moved = moved.then(_feed(moved.run, events.Tick(at)))
+    return moved
+
+
+def _asking(run: Run) -> bool:
+    """Whether the round asks for losses, by which those of the next one are chosen."""
+    return run.kind == "train" and run.round is not None and run.round.terms.kind == "evaluate"
+
+
+def _short(run: Run) -> bool:
+    """Whether the round ended because too few were drawn: that is chance, and nobody's failure."""
+    return run.spec.selecting.rule == "poisson" and run.round is not None and not run.round.update.asked
+
+
 def _over(run: Run, close: effects.Close) -> Moved:
     """A round ended: count it, and open the next or finish."""
     if run.status == "cancelled":
         return Moved(run)
     if run.kind == "evaluate":
         return _finish(run, "finished", _told(run))
-    run = replace(
-        run,
-        closed=run.closed + close.counted,
-        streak=0 if close.counted else run.streak + 1,
-    )
+    if _asking(run):
+        run = replace(run, streak=run.streak if close.counted else run.streak + 1)
+    elif not _short(run):
+        run = replace(
+            run,
+            closed=run.closed + close.counted,
+            streak=0 if close.counted else run.streak + 1,
+            scores={},
+        )
     if run.streak >= run.spec.patience:
         return _finish(
             run, "failed", f"{run.streak} rounds in a row were abandoned; the last one {close.reason}"

@@ -10,13 +10,14 @@ from koinon_core.canonical import sha256
 from koinon_core.errors import KoinonError, RemoteProtocolError, from_code
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
+from koinon_core.selection.traits import CAPABILITIES
 from koinon_core.update import Head, Stats
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = [
-    "INLINE", "MESSAGE_LIMIT", "check_hello", "content", "envelope", "head_from", "head_to", "hello", "joined",
-    "links_from", "links_to", "receipt", "standing", "standing_from", "stats_from", "stats_to", "trouble",
-    "trouble_from", "verdict_from",
+    "INLINE", "MESSAGE_LIMIT", "able_from", "able_to", "check_hello", "content", "envelope", "head_from", "head_to",
+    "hello", "joined", "links_from", "links_to", "receipt", "standing", "standing_from", "stats_from", "stats_to",
+    "trouble", "trouble_from", "verdict_from",
 ]  # fmt: skip
 
 INLINE = 64 * 1024
@@ -31,9 +32,21 @@ _VERDICTS: dict[Verdict, pb.Verdict] = {
 }
 
 
-def hello(client: str, instance: str, boot: int = 0) -> pb.Hello:
-    """The greeting of this version."""
-    return pb.Hello(protocol=PROTOCOL, client=client, instance=instance, version=__version__, boot=boot)
+def hello(client: str, instance: str, boot: int = 0, able: Mapping[str, int] | None = None) -> pb.Hello:
+    """The greeting of this version; `able` is what the device says of itself (koinon_core.selection.traits)."""
+    said = pb.Able(**able) if able else None
+    return pb.Hello(
+        protocol=PROTOCOL, client=client, instance=instance, version=__version__, boot=boot, able=said
+    )
+
+
+def able_from(message: pb.Able) -> dict[str, float]:
+    """What a device says of itself; what it does not say is 0."""
+    return {name: float(getattr(message, name)) for name in CAPABILITIES}
+
+
+def able_to(able: Mapping[str, float]) -> pb.Able:
+    return pb.Able(**{name: int(value) for name, value in able.items()})
 
 
 def check_hello(message: pb.Hello) -> None:

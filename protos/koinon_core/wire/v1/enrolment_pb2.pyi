@@ -1,3 +1,4 @@
+from koinon_core.wire.v1 import fleet_pb2 as _fleet_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -83,7 +84,7 @@ class ListDevicesResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[DeviceInfo, _Mapping]]] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("id", "label", "status", "attached", "enrolled_at", "last_seen", "expires_at", "revoked_at", "revoked_by", "reason", "key", "version", "software")
+    __slots__ = ("id", "label", "status", "attached", "enrolled_at", "last_seen", "expires_at", "revoked_at", "revoked_by", "reason", "key", "version", "software", "able")
     ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +98,7 @@ class DeviceInfo(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    ABLE_FIELD_NUMBER: _ClassVar[int]
     id: str
     label: str
     status: str
@@ -110,7 +112,8 @@ class DeviceInfo(_message.Message):
     key: bytes
     version: int
     software: str
-    def __init__(self, id: _Optional[str] = ..., label: _Optional[str] = ..., status: _Optional[str] = ..., attached: bool = ..., enrolled_at: _Optional[float] = ..., last_seen: _Optional[float] = ..., expires_at: _Optional[float] = ..., revoked_at: _Optional[float] = ..., revoked_by: _Optional[str] = ..., reason: _Optional[str] = ..., key: _Optional[bytes] = ..., version: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    able: _fleet_pb2.Able
+    def __init__(self, id: _Optional[str] = ..., label: _Optional[str] = ..., status: _Optional[str] = ..., attached: bool = ..., enrolled_at: _Optional[float] = ..., last_seen: _Optional[float] = ..., expires_at: _Optional[float] = ..., revoked_at: _Optional[float] = ..., revoked_by: _Optional[str] = ..., reason: _Optional[str] = ..., key: _Optional[bytes] = ..., version: _Optional[int] = ..., software: _Optional[str] = ..., able: _Optional[_Union[_fleet_pb2.Able, _Mapping]] = ...) -> None: ...
 
 class RevokeDeviceRequest(_message.Message):
     __slots__ = ("id", "reason")

@@ -75,18 +75,30 @@ class CoordinatorMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., trouble: _Optional[_Union[Trouble, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "client", "instance", "version", "boot")
+    __slots__ = ("protocol", "client", "instance", "version", "boot", "able")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
+    ABLE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     instance: str
     version: str
     boot: int
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., boot: _Optional[int] = ...) -> None: ...
+    able: Able
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., boot: _Optional[int] = ..., able: _Optional[_Union[Able, _Mapping]] = ...) -> None: ...
+
+class Able(_message.Message):
+    __slots__ = ("memory_mb", "cores", "gpu")
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    GPU_FIELD_NUMBER: _ClassVar[int]
+    memory_mb: int
+    cores: int
+    gpu: int
+    def __init__(self, memory_mb: _Optional[int] = ..., cores: _Optional[int] = ..., gpu: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "version", "token")
