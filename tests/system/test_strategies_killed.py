@@ -109,14 +109,14 @@ def ends(deployed: Deployed, cases, within: float) -> None:
         assert abs(x - end) <= within, name
 
 
-@pytest.mark.parametrize("deployed", [(30, 50)], indirect=True)
+@pytest.mark.parametrize("deployed", [(18, 28)], indirect=True)
 def test_kills_and_cuts_change_nothing_about_the_end(deployed):
     cases = {"fedavg": OPEN["fedavg"]}
     cases["scaffold"] = (OPEN["scaffold"][0], 26, toy.UNIFORM)
     deployed.sabotage()
     ends(deployed, cases, 1e-9)
     print(f"{len(deployed.coordinator.started) - 1} kills, {deployed.cut} cuts")
-    assert len(deployed.coordinator.started) > 8
+    assert len(deployed.coordinator.started) > 5
     assert deployed.cut
 
 
