@@ -2,7 +2,8 @@
 
 python tests/core/test_strategy_table.py
 
-A column is a line of COLUMNS. Where it says yes, a round is run; where it says no, an error says so when the run is made.
+A column is a line of COLUMNS. Where it says yes, a round is run; where it says no, an error says so when the run is
+made.
 """
 
 import re
@@ -182,10 +183,11 @@ def test_the_table_is_what_is_tried():
     )
 
 
-def test_every_strategy_has_its_words():
+def test_every_strategy_has_its_row_with_its_page():
     text = PAGE.read_text()
     for kind in BUILT_IN:
-        assert f"`{kind.__name__}" in text[: text.index(BEGIN)], f"{kind.__name__} is not described"
+        row = rf"^\| \[`{kind.__name__}\(.*\]\(strategies/{kind.__name__.lower()}\.md\) \|"
+        assert re.search(row, text, re.MULTILINE), f"{kind.__name__} has no row"
 
 
 if __name__ == "__main__":
