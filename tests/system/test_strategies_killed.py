@@ -109,19 +109,19 @@ def ends(deployed: Deployed, cases, within: float) -> None:
         assert abs(x - end) <= within, name
 
 
-@pytest.mark.parametrize("deployed", [(18, 28)], indirect=True)
+@pytest.mark.parametrize("deployed", [(24, 34)], indirect=True)
 def test_kills_and_cuts_change_nothing_about_the_end(deployed):
     cases = {"fedavg": OPEN["fedavg"]}
     cases["scaffold"] = (OPEN["scaffold"][0], 26, toy.UNIFORM)
     deployed.sabotage()
     ends(deployed, cases, 1e-9)
     print(f"{len(deployed.coordinator.started) - 1} kills, {deployed.cut} cuts")
-    assert len(deployed.coordinator.started) > 5
+    assert len(deployed.coordinator.started) > 4
     assert deployed.cut
 
 
-@pytest.mark.parametrize("deployed", [(200, 250)], indirect=True)
+@pytest.mark.parametrize("deployed", [(220, 260)], indirect=True)
 def test_nor_do_they_where_only_sums_are_seen(deployed):
     ends(deployed, SECURE, 1e-5)
     print(f"{len(deployed.coordinator.started) - 1} kills")
-    assert len(deployed.coordinator.started) > 3
+    assert len(deployed.coordinator.started) > 2
