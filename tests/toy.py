@@ -28,13 +28,21 @@ ETA = 0.02
 START = 5.0
 UNIFORM = 0.866666666667
 WEIGHTED = 0.918367346939
-# FedNova's: sum(p r b) / sum(p r) with r_i / tau_i for r_i, r_i = 1 - (1 - eta a_i)^tau_i.
-_SHARES = [n / 100 * (1 - (1 - ETA * a) ** k) / k for n, a, k in zip(N, A, TAU, strict=True)]
-NOVA = sum(s * b for s, b in zip(_SHARES, B, strict=True)) / sum(_SHARES)
+
+
+def fixed(steps: Sequence[int], mu: float = 0.0, nova: bool = False) -> float:
+    """Where FedAvg, FedProx or FedNova ends with so many steps of SGD on each device: sum(p r b) / sum(p r), with r how
+    much of the way to b a device goes (FedNova: in each step; a/(a + mu) of it under a proximal term)."""
+    rs = [a / (a + mu) * (1 - (1 - ETA * (a + mu)) ** k) for a, k in zip(A, steps, strict=True)]
+    shares = [n * r / (k if nova else 1) for n, r, k in zip(N, rs, steps, strict=True)]
+    return sum(s * b for s, b in zip(shares, B, strict=True)) / sum(shares)
 
 
 def gradient(i: int, y: float) -> float:
     return A[i] * (y - B[i])
+
+
+NOVA = fixed(TAU, nova=True)
 
 
 def loss(i: int, y: float) -> float:
@@ -155,7 +163,7 @@ def federate(
 NAMES = [f"client-{i}" for i in range(4)]
 
 
-def toy_run(strategy: Strategy, rounds: int, **settings: object) -> koinon.Run:
+def toy_run(strategy: Strategy, rounds: int, name: str = "toy", **settings: object) -> koinon.Run:
     """Toy Q as a run for four devices, without any loss; open unless it is said to be secure."""
     secure = settings.get("aggregation") == "secure"
     given = {
@@ -163,7 +171,7 @@ def toy_run(strategy: Strategy, rounds: int, **settings: object) -> koinon.Run:
         "codec": "exact" if secure else "raw",
     }  # fmt: skip
     return koinon.Run(
-        "toy", model={"x": np.array([START])}, strategy=strategy, rounds=rounds, **{**given, **settings}
+        name, model={"x": np.array([START])}, strategy=strategy, rounds=rounds, **{**given, **settings}
     )
 
 

@@ -27,11 +27,12 @@ Evaluate = Callable[[Any], Mapping[str, float]]
 @dataclass(slots=True)
 class Recorded:
     """What local steps were. `displacement` is how far a gradient of constant 1 would have moved a weight, which
-    divided by `lr` is FedNova's |a|_1; NaN where the optimizer has no such length."""
+    divided by `lr` is FedNova's |a|_1; NaN where the optimizer has no such length, and then `why` says why."""
 
     steps: int = 0
     lr: float = 0.0
     displacement: float = 0.0
+    why: str = ""
 
     @property
     def norm(self) -> float:
@@ -104,7 +105,9 @@ class ArraySteering:
         return Tensors({n: a / max(1, self.recorded.steps) for n, a in self._sum.items()})
 
     def step(self, arrays: Mapping[str, Array], gradients: Mapping[str, Array], lr: float) -> None:
-        for name, gradient in gradients.items():
+        # What has no gradient has a zero one, and is shifted all the same: see koinon.torch.steer.
+        shifted = {n: np.zeros_like(a) for n, a in (self.pull.shift or {}).items() if n not in gradients}
+        for name, gradient in {**gradients, **shifted}.items():
             if self.train is not None and name not in self.train:
                 continue
             if self.measure:

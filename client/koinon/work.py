@@ -18,7 +18,7 @@ from koinon_core.draft import Draft
 from koinon_core.errors import BadBlob, BadUpdate, LocalProtocolError, NotFound
 from koinon_core.round.terms import Terms
 from koinon_core.spec import RunSpec
-from koinon_core.strategy.protocol import Need, Pass, Plan, State, Work
+from koinon_core.strategy.protocol import Need, Pass, Plan, Pull, State, Work
 from koinon_core.strategy.runner import LocalHalf, Prepared
 from koinon_core.strategy.shape import shape_of
 from koinon_core.tensors import Tensors
@@ -104,13 +104,16 @@ class Workbench:
             work = Work(
                 examples=trained["examples"], steps=done.steps, lr=done.lr, norm=done.norm, mu=plan.pull.mu,
                 loss_before=head.evaluation.get("loss"), results=results,
+                why=done.why or ("" if done.steps else "no step of an optimizer was seen"),
             )  # fmt: skip
             training = {**trained["metrics"], **personal}
             full = replace(
                 head, examples=trained["examples"], training=training, steps=done.steps, partial=trained["partial"]
             )  # fmt: skip
-            self._prepare(
-                lambda: self.half.prepare(
+
+            def make() -> Prepared:
+                self._check_steered(plan.pull, done.steps, start, trained["end"])
+                return self.half.prepare(
                     state=state,
                     down=down,
                     work=work,
@@ -121,7 +124,8 @@ class Workbench:
                     client=self.client,
                     draft=self.draft(),
                 )
-            )
+
+            self._prepare(make)
 
         task = self._task(terms, "train", steering, hand_in)
         self.show(task)
@@ -199,11 +203,23 @@ class Workbench:
         task = self._task(terms, kind, steering, hand_in, one.epochs)
         with steering:
             yield task
+        self._check_steered(one.pull, steering.recorded.steps, Tensors({**start, **(one.start or {})}), model)
         results[one.name] = steering.gradient() if one.measure else model.read()
         if one.when == "before":
             # Whatever else the pass touched (statistics, or weights that the owner set), only what it trains is kept.
             kept = [n for n in began if one.train is None or n in one.train] if one.keep else []
             model.load(Tensors({**began, **results[one.name].select(kept)}) if kept else began)
+
+    def _check_steered(self, pull: Pull, steps: int, start: Tensors, end: Source) -> None:
+        """LocalProtocolError if weights moved by steps into which the gradient term did not go."""
+        if steps or not (pull.mu or pull.shift is not None):
+            return
+        trained = self.half.layout.params
+        if gather(end, trained) != start.select(trained.by_name):
+            raise LocalProtocolError(
+                "the weights have changed, and no step was seen into which the strategy's gradient term could go; step "
+                "with an optimizer of torch's, or with task.descend, or take a strategy without a gradient term"
+            )
 
     def _prepare(self, make: Callable[[], Prepared]) -> None:
         """Make the update and hand it over; one that may not be sent is reported and raised."""

@@ -303,7 +303,7 @@ def test_steps_of_a_momentum_that_goes_on_have_no_length():
             outside.step()
             task.submit(examples=1)
 
-    with pytest.raises(LocalProtocolError, match="only SGD"):
+    with pytest.raises(LocalProtocolError, match="goes on from steps that nobody recorded"):
         koinon.simulate(run(koinon.FedNova(), nn.Linear(1, 1, bias=False)), client, clients=3)
 
 

@@ -254,13 +254,17 @@ class Gadget:
             for task in tasks:
                 if self.world.declines():
                     continue
-                self.model["x"] += 2.0**-self.index
-                steps = task._steering.recorded
-                steps.steps, steps.lr, steps.displacement = 1, 1.0, 1.0
-                task.submit(examples=1)
+                self.learn(task)
             self.talk.offered()
 
         self._do(work)
+
+    def learn(self, task: Any) -> None:
+        """The owner's loop."""
+        self.model["x"] += 2.0**-self.index
+        steps = task._steering.recorded
+        steps.steps, steps.lr, steps.displacement = 1, 1.0, 1.0
+        task.submit(examples=1)
 
     def interrupted(self, reason: str) -> None:
         """It trains to the end all the same, as most loops do."""

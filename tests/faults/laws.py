@@ -545,7 +545,8 @@ class Laws:
             assert bool(kept) == (number >= oldest), f"the model of round {number}: kept is {kept}"
             for content in (digest, state) if kept else ():
                 assert not content or store.bytes(content)
-        assert models[newest][1], "the newest state is not kept"
+        keeps = bool(self._plan.strategy.init(self.world.run.model, self.world.n))
+        assert bool(models[newest][1]) == keeps, "the newest state is not kept"
 
 
 def _control(state: State) -> float:

@@ -72,6 +72,9 @@ class Mix:
 class World:
     """Everything there is. `tell` collects the story, which is printed where a law is broken."""
 
+    clears_up = 1500.0
+    """When the weather does, in seconds: what can end must end then."""
+
     def __init__(self, seed: int, folder: Path, empty: Path, rounds: int = 20, rule: str = ""):
         self.seed, self.folder = seed, folder
         self.dice, self._entropy = random.Random(seed), random.Random(f"entropy {seed}")
@@ -274,6 +277,10 @@ class World:
     def _work(self, pool: Any, job: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         self.by_pool[id(pool)].work(job, future)
 
+    def device(self, index: int) -> Gadget:
+        """A device of this world."""
+        return Gadget(self, index, self.folder)
+
     # -- what goes wrong --------------------------------------------------------------------------------------
 
     def _weather(self) -> None:
@@ -379,15 +386,14 @@ class World:
         window = Blob.of(model).window
         await self.houses[0].federation.create(self.run.spec, window, len(model))
         self.calm = False
-        self.gadgets = [Gadget(self, i, self.folder) for i in range(self.n)]
+        self.gadgets = [self.device(i) for i in range(self.n)]
         self.later(1.0, self._weather)
         while not self.laws.over():
             await asyncio.sleep(5.0)
             self._sound()
             self.laws.check()
-            if self.loop.now > 1500:  # the weather clears up; what can end must end now
-                self.calm = True
-            assert self.loop.now < 1500 + 4000, f"the run does not end: {self.laws.waiting_for()}"
+            self.calm = self.calm or self.loop.now > self.clears_up
+            assert self.loop.now < self.clears_up + 4000, f"the run does not end: {self.laws.waiting_for()}"
         self.calm = True
         await asyncio.sleep(200.0)  # let everyone hear the end
         self._sound()
@@ -418,7 +424,9 @@ class World:
 _templates: dict[str, Path] = {}
 
 
-def run_world(seed: int, rounds: int = 20, rule: str = "") -> World:
+def run_world(
+    seed: int, rounds: int = 20, rule: str = "", kind: Callable[[int, Path, Path, int, str], World] = World
+) -> World:
     """Live through one world. AssertionError, with its story, where a law is broken."""
     logging.getLogger("koinon").setLevel(logging.CRITICAL)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -427,15 +435,14 @@ def run_world(seed: int, rounds: int = 20, rule: str = "") -> World:
     if "empty" not in _templates:
         _templates["empty"] = template(Path(tempfile.mkdtemp(prefix="koinon-", dir=root)))
     with tempfile.TemporaryDirectory(prefix="koinon-world-", dir=root) as folder:
-        world = World(seed, Path(folder), _templates["empty"], rounds, rule)
+        world = kind(seed, Path(folder), _templates["empty"], rounds, rule)
         try:
             world.live()
         except BaseException as error:
             told = "\n".join(world.story[-60:])
-            error.add_note(
-                f"{world.mix}\n{told}\nseed {seed}: replay it with  python -m tests.faults --seed {seed}"
-                f"{f' --rule {rule}' if rule else ''}"
-            )
+            again = f"python -m tests.faults --seed {seed}" if kind is World else f"{kind}"
+            again += f" --rule {rule}" if rule else ""
+            error.add_note(f"{world.mix}\n{told}\nseed {seed}: replay it with  {again}")
             raise
         return world
 

@@ -31,6 +31,35 @@ def client(session: koinon.Session) -> None:
         task.submit(examples=index + 1, metrics={"loss": 1.0})
 
 
+@pytest.mark.parametrize("strategy", [koinon.FedNova(), koinon.FedExP(), koinon.QFedAvg()], ids=repr)
+def test_plain_sums_are_in_secure_rounds_that_train_and_not_in_the_one_that_evaluates(
+    strategy, coordinator, clients
+):
+    run = koinon.Run(
+        "same", model={"x": np.zeros(3), "head.y": np.zeros(3, np.float32)}, strategy=strategy, rounds=1, min_clients=3,
+        clients=3, codec="exact",
+    )  # fmt: skip
+    handle = run.create(coordinator.address)
+
+    def device(session: koinon.Session) -> None:
+        model = {"x": np.zeros(3), "head.y": np.zeros(3, np.float32)}
+        for task in session.tasks(model, evaluate=lambda _: {"loss": 1.0}):
+            task.descend({name: np.ones_like(array) for name, array in model.items()}, lr=0.1)
+            task.submit(examples=1)
+
+    def attend(name: str) -> None:
+        with koinon.join(coordinator.address, run="same", name=name) as session:
+            device(session)
+
+    for name in NAMES[:3]:
+        clients.start(lambda name=name: attend(name), name)
+    clients.join()
+    assert handle.wait() == "1 rounds closed"
+    assert handle.model() == koinon.simulate(run, device, clients=NAMES[:3]).model
+    assert handle.rounds()[0].metrics["eval.loss"] == 1.0
+    assert "Traceback" not in coordinator.log.read_text()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_simulated_deployed_and_replayed_it_is_the_same(case, coordinator, clients):
     strategy, settings = CASES[case]

@@ -4,18 +4,21 @@ A hook before every optimizer step (`register_optimizer_step_pre_hook`) fires fo
 fused and foreach ones included, and sees the learning rate of that step. So the owner's loop stays untouched.
 
 Traps it knows: an optimizer that calls a closure recomputes the gradient after the hook, which would lose the
-term (refused); under a GradScaler a fused optimizer's gradients are still scaled here (the term is scaled too).
+term (refused); under a GradScaler a fused optimizer's gradients are still scaled here (the term is scaled too), and one
+whose gradients have overflown is called and does nothing (no step); one that goes uphill adds what it gets (the term
+is turned round).
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from koinon.models import Recorded
+from koinon.torch.length import Length
 from koinon_core.errors import LocalProtocolError
 from koinon_core.strategy.protocol import Keys, Pull
 from koinon_core.tensors import Tensors
@@ -43,12 +46,11 @@ class TorchSteering:
         self._frozen = [
             p for n, p in parameters.items() if train is not None and n not in train and p.requires_grad
         ]
-        self._velocity = 0.0
-        self._optimizer: Optimizer | None = None
+        self._length = Length(self.recorded, pull.mu, keep_optimizer)
         self._sum: dict[str, torch.Tensor] = {}
         self._terms: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
         self._handle: Any = None
-        self._begun: set[int] = set()
+        self._begun: WeakSet[Optimizer] = WeakSet()
         self._keep = keep_optimizer
 
     def __enter__(self) -> "TorchSteering":
@@ -74,7 +76,11 @@ class TorchSteering:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        groups = [g for g in optimizer.param_groups if any(id(p) in self._names for p in g["params"])]
+        ours = [
+            [p for p in g["params"] if id(p) in self._names and p.requires_grad]
+            for g in optimizer.param_groups
+        ]
+        groups = [group for group, them in zip(optimizer.param_groups, ours, strict=True) if them]
         if not groups:
             return  # another model's optimizer in the same process
         # args is (self, closure): torch hands over the arguments of the wrapped step.
@@ -85,42 +91,52 @@ class TorchSteering:
                 f"{type(optimizer).__name__}.step(closure) recomputes the gradient after the strategy's term went "
                 "in, which loses it; use an optimizer without a closure, or a strategy without a gradient term"
             )
+        parameters = {self._names[id(p)]: p for them in ours for p in them}
+        self._forget(optimizer, parameters)
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is not None and skipped:  # the GradScaler's: a fused optimizer leaves everything as it is
+            return
         scale = getattr(optimizer, "grad_scale", None)
-        self._forget(optimizer, groups)
-        for group in groups:
-            for parameter in group["params"]:
-                name = self._names.get(id(parameter))
-                if name is not None and parameter.grad is not None:
-                    self._touch(name, parameter, scale)
-        self._record(optimizer, groups)
+        for group, them in zip(optimizer.param_groups, ours, strict=True):
+            sign = -1.0 if group.get("maximize") else 1.0
+            for parameter in them:
+                self._touch(self._names[id(parameter)], parameter, sign if scale is None else sign * scale)
+        self._length.follow(optimizer, groups, frozenset(parameters))
 
-    def _forget(self, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    def _forget(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
         """At its first step here, an optimizer has no memory of steps before: its momentum is about weights that the
         round, or another pass, has replaced, and the length of the steps is told as if there were none."""
-        if self._keep or id(optimizer) in self._begun:
+        if self._keep or optimizer in self._begun:
             return
-        self._begun.add(id(optimizer))
-        for group in groups:
-            for parameter in group["params"]:
-                if id(parameter) in self._names:
-                    optimizer.state.pop(parameter, None)
+        self._begun.add(optimizer)
+        for parameter in parameters.values():
+            optimizer.state.pop(parameter, None)
 
-    def _touch(self, name: str, parameter: torch.nn.Parameter, scale: torch.Tensor | None) -> None:
-        assert parameter.grad is not None
+    def _touch(self, name: str, parameter: torch.nn.Parameter, scale: torch.Tensor | float) -> None:
+        """Put the term into the gradient, `scale` times; or take the gradient out, where it is measured."""
         if self._measure:
-            gradient = parameter.grad if scale is None else parameter.grad / scale
-            self._sum[name] = self._sum[name] + gradient if name in self._sum else gradient.clone()
-            parameter.grad = None  # the optimizer skips it: the weights stay as they are
+            if parameter.grad is not None:
+                gradient = parameter.grad.to_dense() / scale
+                self._sum[name] = self._sum[name] + gradient if name in self._sum else gradient
+                parameter.grad = None  # the optimizer skips it: the weights stay as they are
             return
         anchor, shift = self._term(name, parameter)
-        if anchor is None and shift is None:
+        if shift is None and (anchor is None or parameter.grad is None):
             return
+        if parameter.grad is None:
+            # It is zero, and a variate that was not stepped by would count as if it had been. A proximal term alone
+            # has no such account: what the owner leaves out of a step stays out.
+            parameter.grad = torch.zeros_like(parameter)
+        elif parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
         term = torch.zeros_like(parameter.grad)
         if anchor is not None:
             term += self._pull.mu * (parameter - anchor)
         if shift is not None:
             term += shift
-        parameter.grad += term if scale is None else term * scale
+        if isinstance(scale, torch.Tensor) or scale != 1.0:
+            term *= scale
+        parameter.grad += term
 
     def _term(
         self, name: str, parameter: torch.nn.Parameter
@@ -133,23 +149,3 @@ class TorchSteering:
             )
             self._terms[name] = (anchor, shift)
         return self._terms[name]
-
-    def _record(self, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
-        """Follow a scalar under a gradient of constant 1 through the same SGD, momentum and all."""
-        done, lr = self.recorded, float(groups[0]["lr"])
-        done.steps += 1
-        done.lr = done.lr or lr
-        same = all(float(g["lr"]) == lr and g.get("momentum") == groups[0].get("momentum") for g in groups)
-        self._optimizer = self._optimizer or optimizer
-        if not isinstance(optimizer, torch.optim.SGD) or optimizer is not self._optimizer or not same:
-            done.displacement = math.nan
-            return
-        momentum, dampening = float(groups[0]["momentum"]), float(groups[0]["dampening"])
-        if momentum and self._keep:  # it goes on from steps that nobody recorded
-            done.displacement = math.nan
-            return
-        gradient = 1 - self._pull.mu * done.displacement
-        first = done.steps == 1
-        self._velocity = gradient if first else momentum * self._velocity + (1 - dampening) * gradient
-        moved = gradient + momentum * self._velocity if groups[0]["nesterov"] else self._velocity
-        done.displacement += lr * (moved if momentum else gradient)

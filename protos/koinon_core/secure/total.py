@@ -120,7 +120,8 @@ class Total:
                 "for; the next round is wide again"
             )
         self.count, self.weight = report.devices, float(report.weight)
-        self.totals = {name: self._means.numbers[f"total/{name}"][0] for name in strategy.totals()}
+        sums = strategy.totals() if terms.kind == "train" else {}
+        self.totals = {name: self._means.numbers[f"total/{name}"][0] for name in sums}
         labels = numbers.labels_of(terms.kind, agreed.numbers, examples=not self._by_examples)
         self._measured = numbers.measured(labels, self._means.numbers["numbers"], agreed.numbers)
         self.floored = frozenset(n for n in layout.buffers.by_name if n.rpartition(".")[2] == "running_var")

@@ -101,8 +101,9 @@ class Scaffold(Base):
             length = work.lr * work.norm
             if not (math.isfinite(length) and length > 0):
                 raise LocalProtocolError(
-                    "SCAFFOLD's option 2 needs the length of the local steps, which only SGD (plain or with "
-                    "momentum) has; train with SGD, or make the run with Scaffold(option=1)"
+                    "SCAFFOLD's option 2 needs the length of the local steps, and "
+                    f"{work.why or 'only SGD has one'}; train with one SGD, plain or with momentum, or make the run "
+                    "with Scaffold(option=1)"
                 )
             new = own - down["c"] - up.delta / length
         return Up(up.delta, {**up.extra, "control": new - own}, up.totals)
@@ -147,8 +148,9 @@ class FedDyn(Base):
     def finish(self, d: State, down: State, work: Work, up: Up) -> Up:
         if not math.isfinite(work.norm):
             raise LocalProtocolError(
-                "FedDyn's gradient term is part of what SGD minimises, and an adaptive optimizer rescales it; train "
-                "with SGD (plain or with momentum), or take another strategy"
+                "FedDyn's gradient term is part of what SGD minimises, and "
+                f"{work.why or 'an adaptive optimizer rescales it'}; train with one SGD, plain or with momentum, or "
+                "take another strategy"
             )
         return up
 

@@ -46,8 +46,8 @@ class FedNova(Base):
     def finish(self, d: State, down: State, work: Work, up: Up) -> Up:
         if not (math.isfinite(work.norm) and work.norm > 0):
             raise LocalProtocolError(
-                "FedNova needs the length of the local steps, which only SGD (plain or with momentum) has; train with "
-                "SGD, or take another strategy"
+                f"FedNova needs the length of the local steps, and {work.why or 'only SGD has one'}; train with one "
+                "SGD, plain or with momentum, or take another strategy"
             )
         length = float(work.steps) if work.mu else work.norm
         delta = up.delta * (self.steps / work.norm)

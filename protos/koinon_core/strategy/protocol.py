@@ -103,9 +103,9 @@ class Plan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What the local training was, as the optimizer hook recorded it. `norm` is FedNova's |a|_1 (NaN where the
-    optimizer has none), `lr` the first step's learning rate, `mu` that of the gradient term, `clip` the norm to which
-    a secure run cuts what is sent, `results` what each pass
-    gave, by its name."""
+    optimizer has none, and 0 where no step was seen; `why` says why), `lr` the first step's learning rate, `mu` that
+    of the gradient term, `clip` the norm to which a secure run cuts what is sent, `results` what each pass gave, by its
+    name."""
 
     examples: int
     steps: int = 0
@@ -115,6 +115,7 @@ class Work:
     clip: float = math.inf
     loss_before: float | None = None
     results: Mapping[str, Tensors] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
