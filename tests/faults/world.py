@@ -425,7 +425,7 @@ _templates: dict[str, Path] = {}
 
 
 def run_world(
-    seed: int, rounds: int = 20, rule: str = "", kind: Callable[[int, Path, Path, int, str], World] = World
+    seed: int, rounds: int = 20, kind: Callable[[int, Path, Path, int, str], World] = World, rule: str = ""
 ) -> World:
     """Live through one world. AssertionError, with its story, where a law is broken."""
     logging.getLogger("koinon").setLevel(logging.CRITICAL)
