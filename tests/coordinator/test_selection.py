@@ -97,7 +97,7 @@ def test_losses_that_were_asked_are_found_again_though_their_updates_are_scrubbe
     assert chosen == sorted(sorted(scores, key=lambda c: -scores[c])[:2])
 
 
-def test_a_label_counts_from_the_next_offer(store: Store) -> None:
+def test_a_label_counts_at_once_where_it_was_written_and_elsewhere_from_the_next_offer(store: Store) -> None:
     async def story() -> None:
         settings = {
             "aggregation": "open",
@@ -114,11 +114,12 @@ def test_a_label_counts_from_the_next_offer(store: Store) -> None:
             await until(driver, lambda: len(driver.run.devices) == 3)
             assert "3 attached may not be in it: c0 (it has no label site), c1" in driver.waiting_for
             for one in attached:
-                await federation.db(
-                    store.people.label_device, one.client, f"second floor site=ward-{one.client}"
-                )
-            assert driver.run.round.joined.heard == {}
-            for one in attached:
+                row = await federation.db(store.people.label_device, one.client, "floor 2 site=ward-a")
+                if one.client == "c0":  # the others are written on at another coordinator
+                    federation.labelled(row.name, row.label)
+            await until(driver, lambda: "c0" in driver.run.round.joined.heard)
+            assert len(driver.run.round.joined.heard) == 1
+            for one in attached[1:]:
                 await devices.offer(one, run.id, False, 0)
             await until(driver, lambda: driver.run.round.stage == "update")
             assert len(driver.run.round.update.asked) == 3

@@ -273,9 +273,34 @@ def test_a_device_whose_label_changed_leaves_the_round_that_it_waits_for():
     table.offer("c0", labels={"site": "a"})
     table.offer("c1", labels={"site": "a"})
     assert table.run.round.joined.heard.keys() == {"c0", "c1"}
+    table.feed(runs.Labelled(0.0, "c0", {"site": "b"}))
+    assert table.run.round.joined.heard.keys() == {"c1"}
+    assert table.run.round.joined.deadline is None
+    table.feed(runs.Labelled(0.0, "c0", {"site": "a"}))
+    assert table.run.round.joined.heard.keys() == {"c0", "c1"}
     table.offer("c0", labels={"site": "b"})
     assert table.run.round.joined.heard.keys() == {"c1"}
+    table.feed(runs.Labelled(0.0, "c9", {"site": "a"}))  # which is not here
+    assert table.run.devices.keys() == {"c0", "c1"}
     assert rebuild(table.stored[1]) == table.run.round
+
+
+def test_a_label_that_is_written_while_devices_are_gathered_counts_in_the_draw():
+    table = Table({"rule": "weighted", "labels": {"site": "a"}}, population=3)
+    table.offer("c0", "c1", "c2", labels={"site": "b"}, able={"cores": 2.0})
+    assert "3 attached may not be in it" in table.run.waiting_for
+    for name in ("c0", "c2"):
+        table.feed(runs.Labelled(0.0, name, {"site": "a"}))
+    assert table.drawn == ["c0", "c2"]
+
+
+def test_a_label_that_is_written_while_a_device_works_makes_it_no_readier():
+    table = Table({"rule": "weighted", "labels": {"site": "a"}}, population=2)
+    table.offer("c0", "c1", labels={"site": "a"})
+    assert table.drawn == ["c0", "c1"]
+    table.feed(runs.Labelled(0.0, "c0", {"site": "a", "weight": "2"}))
+    assert not table.run.devices["c0"].ready
+    assert table.run.round.update.asked == {"c0", "c1"}
 
 
 def test_a_run_that_is_paused_draws_nobody():

@@ -11,6 +11,7 @@ from koinon_core.run.facts import (
     Fact,
     Folded,
     Gone,
+    Labelled,
     Offered,
     Opening,
     Paused,
@@ -28,7 +29,7 @@ from koinon_core.run.machine import Moved, Run, Standing, rank, start, step
 from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 
 __all__ = [
-    "Ahead", "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Moved", "Offered", "Open", "Opening",
-    "Order", "Paused", "Progressed", "Recall", "Recovered", "Resigned", "Resumed", "Run", "Spoiled",
+    "Ahead", "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Labelled", "Moved", "Offered", "Open",
+    "Opening", "Order", "Paused", "Progressed", "Recall", "Recovered", "Resigned", "Resumed", "Run", "Spoiled",
     "Standing", "Status", "TakenUp", "Tick", "Unfoldable", "Voiced", "rank", "start", "step",
 ]  # fmt: skip
