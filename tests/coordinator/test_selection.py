@@ -13,7 +13,7 @@ from koinon_core.update import Head
 from lab import Lab, driven, until
 
 RULES = [
-    {"rule": "weighted"}, {"rule": "weighted", "by": "examples"}, {"rule": "power-of-choice", "d": 3},
+    {"rule": "weighted"}, {"rule": "weighted", "by": "examples"}, {"rule": "power-of-choice", "d": 3, "by": "examples"},
     {"rule": "power-of-choice", "d": 4, "loss": "latest", "by": "examples"},
 ]  # fmt: skip
 
@@ -57,6 +57,7 @@ def play(lab, moves, killed):
             return lab
         lab.store.release(lab.run.id, lab.ledger.epoch, lab.clock())
         again = Lab.take_up(lab.store, lab.store.run(lab.run.id), devices=4, clock=lab.clock)
+        assert (again.run.seen, again.run.scores) == (lab.run.seen, lab.run.scores)
         offer(again)
         return again
 
@@ -64,9 +65,12 @@ def play(lab, moves, killed):
     offer(lab)
     while len(asked) < moves:
         asked.append((lab.run.number, lab.run.round.terms.kind, sorted(lab.run.round.update.asked)))
-        for name in asked[-1][2]:
+        for i, name in enumerate(asked[-1][2]):
             lab = perhaps(lab)
-            answer(lab, name)
+            if len(asked) in (2, 7) and i:  # the round is abandoned, and what was handed in is not counted
+                lab.turn(runs.Resigned(lab.clock(), name, lab.run.number, "DECLINED"))
+            else:
+                answer(lab, name)
         lab = perhaps(lab)
         offer(lab)
     return asked

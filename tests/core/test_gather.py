@@ -123,6 +123,19 @@ def test_who_still_works_on_the_last_round_is_not_waited_for():
     assert slow not in table.drawn
 
 
+def test_who_declined_is_waited_for_as_it_comes_back_at_once():
+    table = Table({"rule": "weighted"}, population=6, min_clients=1)
+    table.offer(*NAMES)
+    one, other = table.drawn
+    table.feed(runs.Resigned(0.0, one, 1, "DECLINED"))
+    table.feed(runs.Answered(0.0, other, 1, "d"))
+    table.feed(runs.Folded(0.0, 1, "m1"))
+    table.offer(other)
+    assert (table.run.gather.expected, table.run.number) == (6, 1)
+    table.offer(one)
+    assert table.run.number == 2
+
+
 def test_heavier_devices_are_drawn_more_often():
     table = Table({"rule": "weighted"}, population=6)
     for i, name in enumerate(NAMES):
@@ -143,6 +156,14 @@ def test_over_selection_draws_more_and_waits_for_the_first():
     table = Table({"rule": "weighted"}, population=6, over_selection=2.0)
     table.offer(*NAMES)
     assert len(table.drawn) == 4
+    assert table.run.round.goal == 2
+
+
+def test_where_fewer_are_here_than_would_be_asked_nobody_waits_again():
+    table = Table({"rule": "weighted"}, population=6, over_selection=2.0)
+    table.offer(*NAMES[:3])
+    table.tick(5.0)
+    assert table.drawn == NAMES[:3]
     assert table.run.round.goal == 2
 
 

@@ -193,6 +193,6 @@ class Recovered:
 
 
 Fact = (
-    Offered | Labelled | Gone | Progressed | Answered | Voiced | Resigned | Opening | Folded | Unfoldable | Spoiled | Tick
-    | Paused | Resumed | Cancelled | TakenUp | Ahead | Recovered
+    Offered | Labelled | Gone | Progressed | Answered | Voiced | Resigned | Opening | Folded | Unfoldable | Spoiled
+    | Tick | Paused | Resumed | Cancelled | TakenUp | Ahead | Recovered
 )  # fmt: skip

@@ -487,7 +487,9 @@ def _draw(run: Run, incarnation: str, at: float, here: list[str]) -> Moved:
     terms = _terms(run, incarnation, "evaluate" if asking else "train", max(goal, spec.quorum), spec.quorum)
     # Those who were asked for losses say nothing of who else may be there.
     gathered = run.gathered or not run.scores
-    run = replace(run, number=terms.round, round=None, leases={}, returning=0, gather=None, gathered=gathered)
+    run = replace(
+        run, number=terms.round, round=None, leases={}, returning=0, gather=None, gathered=gathered, scores={}
+    )
     moved = _feed(run, events.Opened(at, replace(terms, join_wait=0.0)))
     for client in drawn:
         moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
@@ -524,7 +526,6 @@ def _over(run: Run, close: effects.Close) -> Moved:
             run,
             closed=run.closed + close.counted,
             streak=0 if close.counted else run.streak + 1,
-            scores={},
         )
     if run.streak >= run.spec.patience:
         return _finish(
