@@ -36,6 +36,7 @@ from koinon_core.errors import (
 from koinon_core.flow.central import central
 from koinon_core.identity import Trust
 from koinon_core.run import Run
+from koinon_core.selection.traits import labels_in
 from koinon_core.spec import RunSpec
 
 __all__ = ["Federation", "passing"]
@@ -263,6 +264,13 @@ class Federation:
             return f"set aside: {self.aside[run]}"
         driver = self.drivers.get(run)
         return driver.waiting_for if driver else ""
+
+    def labelled(self, device: str, words: str) -> None:
+        """An operator wrote these words on a device: the runs that it waits in here know at once. (Those of another
+        coordinator learn it with the device's next offer.)"""
+        for driver in self.drivers.values():
+            if driver.run.spec.selecting.reads_labels and device in driver.run.devices:
+                driver.tell(runs.Labelled(self.clock(), device, labels_in(words)))
 
     def attached(self, run: str) -> list[str]:
         """Devices that are attached to the run now."""

@@ -13,7 +13,7 @@ from koinon_core.update import Head
 from lab import Lab, driven, until
 
 RULES = [
-    {"rule": "weighted"}, {"rule": "weighted", "by": "examples"}, {"rule": "power-of-choice", "d": 3},
+    {"rule": "weighted"}, {"rule": "weighted", "by": "examples"}, {"rule": "power-of-choice", "d": 3, "by": "examples"},
     {"rule": "power-of-choice", "d": 4, "loss": "latest", "by": "examples"},
 ]  # fmt: skip
 
@@ -57,6 +57,7 @@ def play(lab, moves, killed):
             return lab
         lab.store.release(lab.run.id, lab.ledger.epoch, lab.clock())
         again = Lab.take_up(lab.store, lab.store.run(lab.run.id), devices=4, clock=lab.clock)
+        assert (again.run.seen, again.run.scores) == (lab.run.seen, lab.run.scores)
         offer(again)
         return again
 
@@ -64,9 +65,12 @@ def play(lab, moves, killed):
     offer(lab)
     while len(asked) < moves:
         asked.append((lab.run.number, lab.run.round.terms.kind, sorted(lab.run.round.update.asked)))
-        for name in asked[-1][2]:
+        for i, name in enumerate(asked[-1][2]):
             lab = perhaps(lab)
-            answer(lab, name)
+            if len(asked) in (2, 7) and i:  # the round is abandoned, and what was handed in is not counted
+                lab.turn(runs.Resigned(lab.clock(), name, lab.run.number, "DECLINED"))
+            else:
+                answer(lab, name)
         lab = perhaps(lab)
         offer(lab)
     return asked
@@ -97,7 +101,7 @@ def test_losses_that_were_asked_are_found_again_though_their_updates_are_scrubbe
     assert chosen == sorted(sorted(scores, key=lambda c: -scores[c])[:2])
 
 
-def test_a_label_counts_from_the_next_offer(store: Store) -> None:
+def test_a_label_counts_at_once_where_it_was_written_and_elsewhere_from_the_next_offer(store: Store) -> None:
     async def story() -> None:
         settings = {
             "aggregation": "open",
@@ -114,11 +118,12 @@ def test_a_label_counts_from_the_next_offer(store: Store) -> None:
             await until(driver, lambda: len(driver.run.devices) == 3)
             assert "3 attached may not be in it: c0 (it has no label site), c1" in driver.waiting_for
             for one in attached:
-                await federation.db(
-                    store.people.label_device, one.client, f"second floor site=ward-{one.client}"
-                )
-            assert driver.run.round.joined.heard == {}
-            for one in attached:
+                row = await federation.db(store.people.label_device, one.client, "floor 2 site=ward-a")
+                if one.client == "c0":  # the others are written on at another coordinator
+                    federation.labelled(row.name, row.label)
+            await until(driver, lambda: "c0" in driver.run.round.joined.heard)
+            assert len(driver.run.round.joined.heard) == 1
+            for one in attached[1:]:
                 await devices.offer(one, run.id, False, 0)
             await until(driver, lambda: driver.run.round.stage == "update")
             assert len(driver.run.round.update.asked) == 3

@@ -123,6 +123,19 @@ def test_who_still_works_on_the_last_round_is_not_waited_for():
     assert slow not in table.drawn
 
 
+def test_who_declined_is_waited_for_as_it_comes_back_at_once():
+    table = Table({"rule": "weighted"}, population=6, min_clients=1)
+    table.offer(*NAMES)
+    one, other = table.drawn
+    table.feed(runs.Resigned(0.0, one, 1, "DECLINED"))
+    table.feed(runs.Answered(0.0, other, 1, "d"))
+    table.feed(runs.Folded(0.0, 1, "m1"))
+    table.offer(other)
+    assert (table.run.gather.expected, table.run.number) == (6, 1)
+    table.offer(one)
+    assert table.run.number == 2
+
+
 def test_heavier_devices_are_drawn_more_often():
     table = Table({"rule": "weighted"}, population=6)
     for i, name in enumerate(NAMES):
@@ -143,6 +156,14 @@ def test_over_selection_draws_more_and_waits_for_the_first():
     table = Table({"rule": "weighted"}, population=6, over_selection=2.0)
     table.offer(*NAMES)
     assert len(table.drawn) == 4
+    assert table.run.round.goal == 2
+
+
+def test_where_fewer_are_here_than_would_be_asked_nobody_waits_again():
+    table = Table({"rule": "weighted"}, population=6, over_selection=2.0)
+    table.offer(*NAMES[:3])
+    table.tick(5.0)
+    assert table.drawn == NAMES[:3]
     assert table.run.round.goal == 2
 
 
@@ -273,9 +294,34 @@ def test_a_device_whose_label_changed_leaves_the_round_that_it_waits_for():
     table.offer("c0", labels={"site": "a"})
     table.offer("c1", labels={"site": "a"})
     assert table.run.round.joined.heard.keys() == {"c0", "c1"}
+    table.feed(runs.Labelled(0.0, "c0", {"site": "b"}))
+    assert table.run.round.joined.heard.keys() == {"c1"}
+    assert table.run.round.joined.deadline is None
+    table.feed(runs.Labelled(0.0, "c0", {"site": "a"}))
+    assert table.run.round.joined.heard.keys() == {"c0", "c1"}
     table.offer("c0", labels={"site": "b"})
     assert table.run.round.joined.heard.keys() == {"c1"}
+    table.feed(runs.Labelled(0.0, "c9", {"site": "a"}))  # which is not here
+    assert table.run.devices.keys() == {"c0", "c1"}
     assert rebuild(table.stored[1]) == table.run.round
+
+
+def test_a_label_that_is_written_while_devices_are_gathered_counts_in_the_draw():
+    table = Table({"rule": "weighted", "labels": {"site": "a"}}, population=3)
+    table.offer("c0", "c1", "c2", labels={"site": "b"}, able={"cores": 2.0})
+    assert "3 attached may not be in it" in table.run.waiting_for
+    for name in ("c0", "c2"):
+        table.feed(runs.Labelled(0.0, name, {"site": "a"}))
+    assert table.drawn == ["c0", "c2"]
+
+
+def test_a_label_that_is_written_while_a_device_works_makes_it_no_readier():
+    table = Table({"rule": "weighted", "labels": {"site": "a"}}, population=2)
+    table.offer("c0", "c1", labels={"site": "a"})
+    assert table.drawn == ["c0", "c1"]
+    table.feed(runs.Labelled(0.0, "c0", {"site": "a", "weight": "2"}))
+    assert not table.run.devices["c0"].ready
+    assert table.run.round.update.asked == {"c0", "c1"}
 
 
 def test_a_run_that_is_paused_draws_nobody():

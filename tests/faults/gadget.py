@@ -1,6 +1,7 @@
 """A device in the simulation: the real conversation, workbench and outbox, and a training whose result is a power of
 two, so that a sum tells who is in it and how often."""
 
+import math
 import shutil
 from collections.abc import Generator
 from contextlib import suppress
@@ -232,6 +233,7 @@ class Gadget:
             shelf=Shelf(None, lambda content, into: Blob.of(content.inline)),
             fetch=lambda content: Blob.of(content.inline), draft=lambda: self.outbox.draft(self.talk.run),
             show=lambda task: None, hand_over=self.talk.submitted, give_up=self.talk.gave_up,
+            left=lambda terms: math.inf,
         )  # fmt: skip
         tasks = bench.work(ask, terms, self.talk.state)
         boot = self.boots

@@ -89,6 +89,7 @@ class Directory:
 
     async def label_device(self, request: pb.LabelDeviceRequest, context: Context) -> pb.LabelDeviceResponse:
         row = await self._db(self._people.label_device, request.id, _plain(request.label, _LABEL))
+        self._federation.labelled(row.name, row.label)
         return pb.LabelDeviceResponse(device=self._device(row))
 
     def _named(self, by: str) -> str:

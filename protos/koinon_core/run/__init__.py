@@ -11,6 +11,7 @@ from koinon_core.run.facts import (
     Fact,
     Folded,
     Gone,
+    Labelled,
     Measured,
     Offered,
     Opening,
@@ -29,7 +30,7 @@ from koinon_core.run.machine import Moved, Run, Standing, rank, start, step
 from koinon_core.run.orders import Finish, Open, Order, Recall, Status
 
 __all__ = [
-    "Ahead", "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Measured", "Moved", "Offered", "Open",
-    "Opening",    "Order", "Paused", "Progressed", "Recall", "Recovered", "Resigned", "Resumed", "Run", "Spoiled",
+    "Ahead", "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Labelled", "Measured", "Moved", "Offered",
+    "Open", "Opening", "Order", "Paused", "Progressed", "Recall", "Recovered", "Resigned", "Resumed", "Run", "Spoiled",
     "Standing", "Status", "TakenUp", "Tick", "Unfoldable", "Voiced", "rank", "start", "step",
 ]  # fmt: skip

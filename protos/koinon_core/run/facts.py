@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from koinon_core.selection.traits import Seen
 
 __all__ = [
-    "Ahead", "Answered", "Cancelled", "Fact", "Folded", "Gone", "Measured", "Offered", "Opening", "Paused",
-    "Progressed",    "Recovered", "Resigned", "Resumed", "Spoiled", "TakenUp", "Tick", "Unfoldable", "Voiced",
+    "Ahead", "Answered", "Cancelled", "Fact", "Folded", "Gone", "Labelled", "Measured", "Offered", "Opening", "Paused",
+    "Progressed", "Recovered", "Resigned", "Resumed", "Spoiled", "TakenUp", "Tick", "Unfoldable", "Voiced",
 ]  # fmt: skip
 
 
@@ -27,6 +27,15 @@ class Offered:
     held: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     able: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An operator wrote other labels on an attached device."""
+
+    at: float
+    client: str
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +202,6 @@ class Recovered:
 
 
 Fact = (
-    Offered | Gone | Progressed | Answered | Voiced | Resigned | Opening | Folded | Unfoldable | Spoiled
+    Offered | Labelled | Gone | Progressed | Answered | Voiced | Resigned | Opening | Folded | Unfoldable | Spoiled
     | Measured | Tick | Paused | Resumed | Cancelled | TakenUp | Ahead | Recovered
 )  # fmt: skip

@@ -3,7 +3,7 @@
 A round with such a rule is opened when it is drawn, not before: while its devices are gathered there is none. They are
 gathered until all are ready that are expected to be, or `join_wait` after there were enough; so neither the order in
 which devices came nor how fast they are decides. Expected are, of the devices that are attached and may be in a round,
-those that are ready or handed in an update of the last one; when a coordinator has just begun, nobody knows, and the
+those that are ready or have done with the last one; when a coordinator has just begun, nobody knows, and the
 run's `population` are.
 
 Under "power-of-choice" two rounds follow each other: one in which d candidates evaluate the model, and one that those
@@ -16,6 +16,7 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING
 
+from koinon_core.round.state import Collection
 from koinon_core.selection.draw import arrival, point, taken
 from koinon_core.selection.rule import EXAMPLES
 from koinon_core.selection.traits import Seen
@@ -46,7 +47,8 @@ def _expected(run: "Run") -> int | None:
         return len(run.scores)
     if not run.gathered:
         return run.spec.population
-    back = run.round.update.heard if run.round is not None else {}
+    last = run.round.update if run.round is not None else Collection()
+    back = last.heard.keys() | last.left.keys()  # who left it, by declining say, comes back for the next one
     return sum((s.ready or c in back) and not s.misfit for c, s in run.devices.items())
 
 

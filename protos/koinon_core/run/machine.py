@@ -27,6 +27,7 @@ from koinon_core.run.facts import (
     Fact,
     Folded,
     Gone,
+    Labelled,
     Measured,
     Offered,
     Opening,
@@ -57,12 +58,13 @@ _LINKS = 8  # of the history, at hand for the next Ask
 @dataclass(frozen=True, slots=True)
 class Standing:
     """An attached device: whether it waits for work now, whether it evaluates models, the model that it keeps, the
-    labels that it was given, and why it may not be in a round, if it may not."""
+    labels that it was given, what it says of itself, and why it may not be in a round, if it may not."""
 
     ready: bool
     evaluates: bool
     held: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    able: Mapping[str, float] = field(default_factory=dict)
     misfit: str = ""
 
 
@@ -206,6 +208,8 @@ def step(run: Run, fact: Fact) -> Moved:
     match fact:
         case Offered():
             return _offered(run, fact)
+        case Labelled(at, client, labels):
+            return _labelled(run, client, labels, at)
         case Gone(at, client):
             run = _follows(
                 replace(run, devices={c: s for c, s in run.devices.items() if c != client}), client
@@ -318,26 +322,43 @@ def _renew(run: Run, client: str, at: float) -> Run:
 def _offered(run: Run, fact: Offered) -> Moved:
     run = _follows(_renew(run, fact.client, fact.at), fact.client)
     standing = Standing(
-        ready=True, evaluates=fact.evaluates, held=fact.held, labels=fact.labels,
+        ready=True, evaluates=fact.evaluates, held=fact.held, labels=fact.labels, able=fact.able,
         misfit=run.spec.selecting.misfit(fact.labels, fact.able, fact.evaluates),
     )  # fmt: skip
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
-    if r is None or run.gather is not None:
-        return _gathering(run, fact.at)
-    if r.buffered and r.stage == "update":
+    if r is not None and r.buffered and r.stage == "update":
         return _offered_work(run, r, fact)
-    if r.awaits(fact.client) and (fact.engaged != run.number or not _is_work(r)):
+    if r is not None and r.awaits(fact.client) and (fact.engaged != run.number or not _is_work(r)):
         # It came back without the work that it had been given, or may not have heard what it is asked: say it again.
         orders = [effects.Ask(fact.client, r.stage)]
         if fact.engaged != run.number and not _is_work(r):
             orders.insert(0, effects.Ask(fact.client, WORK))  # it knows nothing of the round any more
         return Moved(_engage(run, fact.client, fact.at), (), tuple(orders))
-    if r.stage == "joined" and _eligible(run, fact.client):
-        return _feed(run, events.Heard(fact.at, fact.client, "joined"))
-    if r.stage == "joined" and fact.client in r.joined.heard:  # it may not be in it any more
-        return _feed(run, events.Left(fact.at, fact.client, "MISFIT", standing.misfit))
+    return _welcome(run, fact.client, fact.at)
+
+
+def _welcome(run: Run, client: str, at: float) -> Moved:
+    """This device is ready, or not what it was: it may come into a round that waits for devices, or leave one."""
+    r = run.round
+    if r is not None and r.buffered:
+        return _filled(Moved(run), at)
+    if r is None or r.stage != "joined":
+        return _gathering(run, at)
+    if _eligible(run, client):
+        return _feed(run, events.Heard(at, client, "joined"))
+    if client in r.joined.heard:
+        return _feed(run, events.Left(at, client, "MISFIT", run.devices[client].misfit))
     return Moved(run)
+
+
+def _labelled(run: Run, client: str, labels: Mapping[str, str], at: float) -> Moved:
+    standing = run.devices.get(client)
+    if standing is None:
+        return Moved(run)  # it is not here, and says so with its next offer
+    misfit = run.spec.selecting.misfit(labels, standing.able, standing.evaluates)
+    devices = {**run.devices, client: replace(standing, labels=labels, misfit=misfit)}
+    return _welcome(replace(run, devices=devices), client, at)
 
 
 def _eligible(run: Run, client: str) -> bool:
@@ -533,7 +554,9 @@ def _draw(run: Run, incarnation: str, at: float, here: list[str]) -> Moved:
     terms = _terms(run, incarnation, "evaluate" if asking else "train", max(goal, spec.quorum), spec.quorum)
     # Those who were asked for losses say nothing of who else may be there.
     gathered = run.gathered or not run.scores
-    run = replace(run, number=terms.round, round=None, leases={}, returning=0, gather=None, gathered=gathered)
+    run = replace(
+        run, number=terms.round, round=None, leases={}, returning=0, gather=None, gathered=gathered, scores={}
+    )
     moved = _feed(run, events.Opened(at, replace(terms, join_wait=0.0)))
     for client in drawn:
         moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
@@ -570,7 +593,6 @@ def _over(run: Run, close: effects.Close) -> Moved:
             run,
             closed=run.closed + close.counted,
             streak=0 if close.counted else run.streak + 1,
-            scores={},
         )
     if run.streak >= run.spec.patience:
         return _finish(
