@@ -7,6 +7,7 @@ owner's loop, and makes the update of what became of them. What it is not: the c
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from koinon.models import Evaluate, Model, Steering
@@ -34,7 +35,7 @@ class Workbench:
     """What the rounds of one loop have in common. `shelf` has the models, `fetch` gets another content's
     bytes, `draft` is what the next update is written into, `show` is told of the task that the loop gets, `hand_over`
     takes the update, `give_up` a code and the reason why there is none; `left` says how many seconds a round with these
-    terms still waits."""
+    terms still waits (None: nobody knows)."""
 
     client: str
     spec: RunSpec
@@ -48,7 +49,7 @@ class Workbench:
     show: Callable[[Task], None]
     hand_over: Callable[[Prepared], None]
     give_up: Callable[[str, str], None]
-    left: Callable[[Terms], float]
+    left: Callable[[Terms], float] | None = None
 
     def work(self, ask: pb.Ask, terms: Terms, state: State) -> Iterator[Task]:
         """The tasks of one round: an extra pass or two where the strategy wants them, and the training."""
@@ -150,7 +151,7 @@ class Workbench:
         refused = {"train": self.spec.whole, "measure": "a gradient is taken over all of the device's data"}
         return Task(
             terms, self.client, kind, self.model, steering, hand_in, epochs, whole=refused.get(kind, ""),
-            left=lambda: self.left(terms),
+            left=None if self.left is None else partial(self.left, terms),
         )  # fmt: skip
 
     def _down(self, ask: pb.Ask, terms: Terms) -> State:

@@ -139,3 +139,26 @@ def test_a_run_that_is_over_is_measured_from_the_command_line(coordinator, clien
         CliRunner().invoke(app, ["run", "show", "one", "--json", "--address", coordinator.address]).output
     )
     assert [r["metrics"].get("central.size") for r in got["rounds"]] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_who_watches_hears_of_a_round_that_is_measured_long_after(coordinator, clients):
+    handle = koinon.Run(
+        "watched", model={"x": np.zeros(1)}, rounds=9, min_clients=1, clients=1, aggregation="open", codec="raw",
+    ).create(coordinator.address)  # fmt: skip
+
+    def device() -> None:
+        with koinon.join(coordinator.address, run="watched", name="d") as session:
+            for task in session.tasks({"x": np.zeros(1)}):
+                if task.round == 7:
+                    return  # from here on a round waits, and nothing else happens
+                task.submit(examples=1)
+
+    clients.start(device)
+    clients.join()
+    seen = handle.watch()
+    assert {r.number for r in next(seen).rounds} >= set(range(1, 8))
+    with Operator(coordinator.address) as operator:
+        operator.measure("watched", 2, {"loss": 0.25})
+        told = next(r for message in seen for r in message.rounds if r.metrics.get("central.loss"))
+        assert (told.number, told.metrics["central.loss"]) == (2, 0.25)
+        operator.control("watched", "cancel")

@@ -15,6 +15,7 @@ from koinon.cli import (
     audit,
     client,
     compare,
+    create,
     demo,
     device,
     enrol,
@@ -37,6 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+runs.app.command(
+    epilog="Example: koinon run create digits --model init.safetensors --rounds 10 --min-clients 3"
+)(create.create)
 runs.app.command(epilog="Example: koinon run compare plain prox --plot curves.png")(compare.compare)
 runs.app.command(epilog="Example: koinon run track digits --to jsonl:digits.jsonl --to tensorboard:runs")(
     track.track

@@ -1,6 +1,5 @@
 """`koinon run ...`: what an operator does with runs. Each command makes one or two calls and prints."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,108 +23,14 @@ from koinon.cli.output import (
     size,
     table_of,
 )
-from koinon.cli.starting import first_model
 from koinon.operator import Operator
 from koinon_core.errors import NotFound, RunEnded, UsageError
-from koinon_core.strategy.registry import load_plugins
 from koinon_core.wire.v1 import runs_pb2 as pb
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Name = Annotated[str, typer.Argument(help="The run's name or id.")]
-
-
-@app.command(epilog="Example: koinon run create digits --model init.safetensors --rounds 10 --min-clients 3")
-def create(
-    name: Annotated[str, typer.Argument(help="A name for the run.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="The first model: a safetensors file, a folder of its shards, a torch checkpoint."),
-    ] = None,
-    other: Annotated[
-        str | None,
-        typer.Option("--from", metavar="RUN\\[@ROUND|@best]", help="Begin with the model of another run."),
-    ] = None,
-    start: Annotated[Path | None, typer.Option(help="Weights for --model, from another file.")] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="--model keeps what --from or --start does not have.")
-    ] = False,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="Do not take tensors that match, for example 'head.*'.")
-    ] = None,
-    rename: Annotated[
-        list[str] | None, typer.Option(help="OLD=NEW: names that begin with OLD there begin with NEW.")
-    ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(help="For example 'koinon.chain(koinon.FedAdam(lr=0.01), koinon.Clip(1.0))'."),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds that make a model.")] = None,
-    min_clients: Annotated[int | None, typer.Option(help="The quorum of a round.")] = None,
-    clients: Annotated[
-        int | None, typer.Option(help="Devices that a round waits for; default: all attached.")
-    ] = None,
-    aggregation: Annotated[
-        str | None,
-        typer.Option(help="'secure': only sums of updates are seen; 'open': the coordinator sees each."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Settings as TOML; your own for the devices under \\[config].")
-    ] = None,
-    plugin: Annotated[list[str] | None, typer.Option(help="A module with your own strategies.")] = None,
-    address: Address = None,
-    credentials: Credentials = None,
-    insecure: Insecure = None,
-    json: AsJson = False,
-) -> None:
-    """Submit a run. It starts as soon as enough devices have joined."""
-    from koinon.run import Run
-
-    load_plugins(plugin or [])
-    settings = _settings(config)
-    flags = {
-        "strategy": strategy, "rounds": rounds, "min_clients": min_clients, "clients": clients,
-        "aggregation": aggregation,
-    }  # fmt: skip
-    settings.update({key: value for key, value in flags.items() if value is not None})
-    given, where = first_model(
-        model, other, start, allow_missing=allow_missing, ignore=ignore or [], rename=rename or [], address=address,
-        credentials=credentials, insecure=insecure,
-    )  # fmt: skip
-    run = Run(name, **given, **settings)
-    handle = run.create(address, credentials=credentials, insecure=insecure)
-    fresh = run.started or "the strategy's state, and what devices keep, start afresh"
-    began = f"it begins with {where}: {fresh}" if where else ""
-    if json:
-        print_json({"id": handle.id, "name": handle.name, **({"started": began} if began else {})})
-    else:
-        console().print(
-            f"run {handle.name} is created (id {handle.id}); `koinon run watch {handle.name}` follows it"
-        )
-        if began:
-            console().print(began)
-
-
-def _settings(config: Path | None) -> dict[str, Any]:
-    if config is None:
-        return {}
-    try:
-        settings = tomllib.loads(config.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"there is no config file {config}") from None
-    except OSError as error:
-        raise UsageError(f"the config file {config} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{config} is not TOML: {error}") from error
-    for key in ("name", "model", "schema", "start", "allow_missing", "ignore", "rename"):
-        if key in settings:
-            raise UsageError(f"{key!r} does not belong in {config}: flags of the command say it")
-    if not isinstance(settings.get("strategy", ""), str):
-        raise UsageError(f"strategy in {config} must be text, for example 'koinon.FedAvg()'")
-    if not isinstance(settings.get("config", {}), dict):
-        raise UsageError(f"config in {config} must be a table, [config], with your own settings")
-    return settings
 
 
 @app.command("ls", epilog="Example: koinon run ls --json")
