@@ -56,7 +56,8 @@ class RobustSum:
         elif self._how[name].rule == "max":
             joined = self._middle(name, offset)
         else:
-            join = self._joined if name in self._judged else self._buffers.combine
+            # All tiles may be read for it, and there is room for one at a time.
+            join = self._mixed_and_joined() if name in self._judged else self._buffers.combine
             joined = _by_strips(self._tile(name, offset), join)
         if (name, offset) not in self._digests:
             little = joined.astype(joined.dtype.newbyteorder("<"), copy=False)
@@ -76,10 +77,15 @@ class RobustSum:
 
     def _tile(self, name: str, offset: int) -> F64:
         way, size = self._how[name], self._schema.by_name[name].size
-        rows = np.empty((len(self._staged), min(TILE, size - offset)))
+        rows = self._rows[:, : min(TILE, size - offset)]
         for row, one in zip(rows, self._staged, strict=True):
-            row[:] = counted(one.reader.tile(name, offset), way, name)
+            counted(one.reader.tile(name, offset), way, name, out=row)
         return rows
+
+    @cached_property
+    def _rows(self) -> F64:
+        """Room for a tile of every update, which takes as long to get from the system as to fill."""
+        return np.empty((len(self._staged), min(TILE, max(f.size for f in self._schema))))
 
     def _middle(self, name: str, offset: int) -> Array:
         """Of counters, which are whole numbers, the one in the middle, and of two the larger."""
@@ -88,15 +94,19 @@ class RobustSum:
         middle: Array = rows[len(rows) // 2]
         return middle
 
-    def _joined(self, tile: F64) -> Array:
+    def _mixed_and_joined(self) -> Callable[[F64], Array]:
         factors, last = self._factors
-        mixed = tile if factors is None else exact.mixed(factors, tile)
-        if last is not None:
-            return last.combine(mixed)
-        total = np.zeros(mixed.shape[1])
-        for row in mixed:
-            total += row
-        return total / len(mixed)
+
+        def join(tile: F64) -> Array:
+            mixed = tile if factors is None else exact.mixed(factors, tile)
+            if last is not None:
+                return last.combine(mixed)
+            total = np.zeros(mixed.shape[1])
+            for row in mixed:
+                total += row
+            return total / len(mixed)
+
+        return join
 
     @cached_property
     def _factors(self) -> tuple[F64 | None, Robust | None]:
