@@ -23,6 +23,7 @@ from koinon_core.schema import Schema
 from koinon_core.sections import Section
 from koinon_core.secure import rules
 from koinon_core.secure.agreement import ETA, SIGMA, Agreement, Keys
+from koinon_core.secure.apart import sums_needed
 from koinon_core.secure.levels import level_of
 from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
@@ -53,7 +54,8 @@ class RunSpec:
     deadline        how long it waits for updates
     lease           how long a device may be silent
     aggregation     "secure": the coordinator sees only the sum of updates (koinon_core.secagg); "open": every one
-    groups          secure: how many sums a round has, of at least `min_clients` each
+    groups          secure: how many sums a round has, of at least `min_clients` each; they are added, or a robust rule
+                    is taken between them
     codec           how updates are encoded (koinon_core.codecs): "raw", "lossless", "fine", "balanced", "compact",
                     "thin"; secure (koinon_core.secure.levels): "balanced", "fine", "compact", "exact"
     sections        what differs for some tensors: tables of match (`stat/*`, `param/*.bias`), codec, rule and bound
@@ -290,7 +292,7 @@ class RunSpec:
             raise UsageError(
                 f"population = {self.population} is smaller than a round's {self.devices} devices"
             )
-        for rule in robust_parts(strategy):
+        for rule in () if self.secure else robust_parts(strategy):
             if self.min_clients < rule.fewest:
                 raise UsageError(
                     f"{type(rule).__name__} needs {rule.fewest} updates, and a round may close with min_clients = "
@@ -301,7 +303,7 @@ class RunSpec:
             codec="raw" if self.secure else self.codec, bound=self.bound, grid=self.grid_of, secure=self.secure,
         )  # fmt: skip
         if self.secure:
-            rules.check_strategy(strategy, self.codec)
+            rules.check_strategy(strategy, self.codec, self.groups)
             for kind in get_args(Kind):
                 self._agreement(strategy, layout, kind, None, self.devices)
         return strategy, layout
@@ -323,6 +325,9 @@ class RunSpec:
     ) -> Agreement:
         parts = parts_of(strategy, layout, kind, self.metrics, self.max_examples)
         weighs = kind == "train" and by_examples(strategy)
+        apart = sums_needed(strategy) if kind == "train" else 0
+        if apart:  # the groups' sums are not added, and groups differ by one device at most
+            devices = -(-devices // self.groups)
         ring = ring_of(
             parts, level_of(self.codec), devices=devices, max_weight=self.max_examples if weighs else 1,
             clip=self.clip, tuning=tuning,
@@ -330,6 +335,7 @@ class RunSpec:
         return Agreement(
             keys=cast(Keys, self.keys), attempts=self.attempts, gamma=self.gamma, delta=self.delta, sigma=SIGMA,
             eta=ETA, hardened=self.hardened, phase=self.phase, metrics=self.metrics, ring=ring,
+            apart=apart,
         )  # fmt: skip
 
     @cached_property

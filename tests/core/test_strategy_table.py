@@ -67,6 +67,14 @@ def kept(strategy, model) -> str:
     return " and ".join(both) or "nowhere"
 
 
+def by_groups(strategy, model, reason, **settings) -> str:
+    """Whether what a secure run cannot have is possible between the sums of groups."""
+    if not reason:
+        return "yes"
+    many = {"min_clients": 3, "clients": 27, "population": 30, "groups": 9}
+    return "no" if tried(strategy, model, aggregation="secure", **many, **settings) else "groups"
+
+
 def cells(strategy, model) -> dict[str, str]:
     """A column's name to "" or the reason why not."""
     return {
@@ -85,7 +93,11 @@ def table() -> str:
         ["---"] * (len(columns) + 4),
     ]
     for kind, (strategy, model) in sorted(BUILT_IN.items(), key=lambda item: item[0].__name__):
-        said = ["no" if cell else "yes" for cell in cells(strategy, model).values()]
+        tries = cells(strategy, model)
+        said = ["no" if cell else "yes" for cell in tries.values()]
+        said[columns.index("secure")] = by_groups(strategy, model, tries["secure"])
+        compact = columns.index("secure `compact`")
+        said[compact] = by_groups(strategy, model, tries["secure `compact`"], codec="compact")
         memory = "tiles" if strategy.elementwise else "the model"
         name = f"`{kind.__name__}`" + (" (bias_correction)" if kind is koinon.FedAdam else "")
         rows.append([name, *said, memory, kept(strategy, model), optimizers(strategy, model)])

@@ -13,7 +13,7 @@ from koinon_core.canonical import canonical, sha256
 from koinon_core.errors import BadBlob
 from koinon_core.ring import Ring, Seeds
 from koinon_core.round.terms import Terms
-from koinon_core.secagg.config import Config, Lane
+from koinon_core.secagg.config import MOST_DEVICES, Config, Lane
 
 __all__ = ["ETA", "SIGMA", "Agreement", "Keys", "is_name", "seeds_of"]
 
@@ -29,7 +29,9 @@ _MOST_METRICS = 64
 class Agreement:
     """`attempts` is how often a sum is tried in one round, `gamma` the share of devices that may be corrupt, `delta`
     that which may drop out once keys are exchanged; `hardened` asks for the complete graph. `phase` is how many seconds
-    the short collections last. `metrics` are the names that have lanes, and `ring` is how all of it is encoded."""
+    the short collections last. `metrics` are the names that have lanes, and `ring` is how all of it is encoded. `apart`
+    is the fewest groups whose sums must be opened where a rule is taken between them (0: the sums of groups are added).
+    """
 
     keys: Keys
     attempts: int
@@ -41,9 +43,12 @@ class Agreement:
     phase: float
     metrics: tuple[str, ...]
     ring: Ring
+    apart: int = 0
 
     def to_json(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not self.apart:  # as it was written before there was anything else
+            del values["apart"]
         return {**values, "metrics": list(self.metrics), "ring": self.ring.to_json()}
 
     @classmethod
@@ -83,8 +88,8 @@ def is_name(name: object) -> bool:
 @lru_cache(maxsize=64)
 def _decoded(data: bytes) -> Agreement:
     value = json.loads(data)
-    wanted = {f.name for f in fields(Agreement)}
-    if not isinstance(value, dict) or value.keys() != wanted:
+    wanted = {f.name for f in fields(Agreement)} - {"apart"}
+    if not isinstance(value, dict) or value.keys() - {"apart"} != wanted:
         raise BadBlob(f"the terms of a secure round hold {', '.join(sorted(wanted))}, and these do not")
     ring = Ring.decode(canonical(value["ring"]))
     names = value["metrics"]
@@ -100,6 +105,8 @@ def _decoded(data: bytes) -> Agreement:
         "hardened": type(value["hardened"]) is bool,
         "phase": type(value["phase"]) is float and 0 < value["phase"] < math.inf,
         "metrics": all(map(is_name, names)),
+        "apart": "apart" not in value
+        or (type(value["apart"]) is int and 2 <= value["apart"] <= MOST_DEVICES),
     }
     for name, fine in right.items():
         if not fine:

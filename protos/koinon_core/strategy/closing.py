@@ -23,7 +23,7 @@ from koinon_core.schema import Schema
 from koinon_core.strategy.lora import LoraSum, projects
 from koinon_core.strategy.pieces import CHANGED, kept_room, step_by_pieces
 from koinon_core.strategy.protocol import Agg, Need, Strategy
-from koinon_core.strategy.robust_sum import RobustSum, robust_parts
+from koinon_core.strategy.robust_sum import RobustSum, judged_of, robust_parts
 from koinon_core.strategy.shape import Shape, keeps_shape, put_all, state_tile
 from koinon_core.tensors import Array, Tensors
 from koinon_core.tiles import TILE, Held, Sink, Source, gather, spans
@@ -113,9 +113,7 @@ class _Opened:
             # The order of equals is by name, not of arrival; and nobody weighs more than another.
             given = [Staged(1, c.reader) for c in sorted(contributions, key=lambda c: c.client) if c.reader]
             self.weight = float(len(given))
-            judged = [f"delta/{f.name}" for f in layout.params]
-            judged += [f.name for f in layout.update if f.name.startswith("extra/")]
-            self.sum = RobustSum(rules, given, layout.update, layout.how, judged)
+            self.sum = RobustSum(rules, given, layout.update, layout.how, judged_of(layout))
         self._numbers = numbers_of(strategy, terms, contributions)
 
     def values(self, name: str, offset: int) -> Array:
