@@ -26,6 +26,7 @@ from koinon_core.strategy import (
     Prox,
     QFedAvg,
     Scaffold,
+    Trait,
     Up,
     Work,
     chain,
@@ -273,8 +274,8 @@ def test_what_was_added_to_a_strategy_later_is_left_out_of_recipes_that_do_not_u
 
 
 def test_ditto_keeps_its_own_model_whatever_the_units_of_what_is_sent_are():
-    assert chain(FedNova(), Ditto()).rescales
-    assert not Base.rescales
+    assert chain(FedNova(), Ditto()).traits == {Trait.RESCALES, Trait.PRIVATE}
+    assert not Base.traits
 
 
 def test_every_server_rule_goes_its_own_way():

@@ -24,6 +24,7 @@ from koinon_core.strategy.protocol import (
     Rng,
     State,
     Strategy,
+    Trait,
     Up,
     Work,
 )
@@ -46,6 +47,6 @@ __all__ = [
     "FedAvg", "FedAvgM", "FedAvgUniform", "FedBN", "FedDyn", "FedExP", "FedNova", "FedPer", "FedProx", "FedRep",
     "FedYogi", "GeometricMedian", "Keys", "Krum",
     "LoraProjection", "MultiKrum", "Need", "NormBound", "Pass", "Plan", "Prox", "Pull",
-    "QFedAvg", "Rng", "Robust", "Scaffold", "State", "Strategy", "TrimmedMean", "Up", "Work", "chain", "dump",
+    "QFedAvg", "Rng", "Robust", "Scaffold", "State", "Strategy", "Trait", "TrimmedMean", "Up", "Work", "chain", "dump",
     "load", "parse", "register", "show",
 ]  # fmt: skip

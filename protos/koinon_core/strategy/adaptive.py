@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from koinon_core.errors import UsageError
-from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Up, Weight, Work
+from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Trait, Up, Weight, Work
 from koinon_core.strategy.registry import register
 from koinon_core.tensors import Array, Tensors
 
@@ -142,7 +142,7 @@ class FedExP(Base):
     elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "uniform"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SQ_NORM})
-    measures: ClassVar[bool] = True
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.MEASURES})
     eps: float = 1e-3
     most: float = 1e6
 

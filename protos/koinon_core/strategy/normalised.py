@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from koinon_core.errors import LocalProtocolError, UsageError
-from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Up, Weight, Work
+from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Trait, Up, Weight, Work
 from koinon_core.strategy.registry import register
 
 __all__ = ["FedNova", "QFedAvg"]
@@ -29,7 +29,7 @@ class FedNova(Base):
     elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "examples"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.NORM})
-    rescales: ClassVar[bool] = True
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.RESCALES})
     lr: float = 1.0
     steps: float = 1.0
     most: float = 1e9
@@ -75,8 +75,7 @@ class QFedAvg(Base):
     elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "uniform"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LOSS_BEFORE})
-    rescales: ClassVar[bool] = True
-    measures: ClassVar[bool] = True
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.RESCALES, Trait.MEASURES})
     q: float = 1.0
     loss: float = 1.0
     most: float = 1e9
