@@ -17,7 +17,7 @@ from koinon_core.secure.agreement import Agreement
 from koinon_core.secure.total import Total
 from koinon_core.spec import RunSpec
 from koinon_core.strategy import Strategy, Work, dump
-from koinon_core.strategy.closing import Closing, Into, digest_of_tensors, judge, step
+from koinon_core.strategy.closing import Aggregate, Closing, Into, digest_of_tensors, judge, step
 from koinon_core.strategy.runner import LocalHalf, Prepared
 from koinon_core.strategy.shape import begin, shape_of
 from koinon_core.tensors import Tensors
@@ -87,6 +87,10 @@ class Federation:
         )  # fmt: skip
         if terms.kind == "evaluate":
             return total, judge(total)
+        return total, self.step(terms, total, prepared)
+
+    def step(self, terms: Terms, total: Aggregate, prepared: Mapping[str, Prepared]) -> Closing:
+        """Step by an aggregate of the round's updates."""
         model, state, down = Gather(self.layout.model), Gather(self.shape.state), Gather(self.shape.down)
         closing = step(
             self.strategy, self.layout, self.shape, terms, self.spec.population or 0, Held(self.model),
@@ -95,7 +99,7 @@ class Federation:
         self.model, self.state, self.down = model.tensors, state.tensors, down.tensors
         self.tuning, self.number = closing.tuning, terms.round
         self.devices |= {client: p.pending for client, p in prepared.items()}
-        return total, closing
+        return closing
 
     def learn(
         self, changes: Mapping[str, Mapping[str, Any]], examples: Mapping[str, int] | None = None

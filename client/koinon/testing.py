@@ -8,17 +8,17 @@
 All strategies that Koinon brings are checked by this function.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
-from unittest.mock import patch
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 
 from koinon.run import Run
 from koinon.session import Session
 from koinon.simulation import simulate
+from koinon.traced import Dice, look, traced, tracing
 from koinon_core.canonical import canonical
 from koinon_core.errors import UsageError
 from koinon_core.schema import Schema, schema_of
@@ -26,9 +26,10 @@ from koinon_core.strategy import recipe
 from koinon_core.strategy.buffered import knows_age
 from koinon_core.strategy.chain import chain, follows_what_was_sent
 from koinon_core.strategy.clip import Clip
-from koinon_core.strategy.protocol import Agg, Need, Plan, State, Strategy, Up, Work
+from koinon_core.strategy.protocol import Agg, Need, Plan, Rng, State, Strategy, Trait, Up, Work
 from koinon_core.strategy.robust_sum import robust_parts
 from koinon_core.tensors import Array, Tensors
+from koinon_core.update import layout_of
 
 __all__ = ["Broken", "Kept", "check_strategy"]
 
@@ -44,8 +45,9 @@ class Broken(AssertionError):
 class Kept:
     """What was found of a strategy that keeps the laws. `reproducible` says on which machines its server half makes the
     same bytes: elementwise + - x / and square roots, and `koinon_core.exact`, do so on any CPU; numpy's sums, products
-    of matrices, exponentials and powers only on machines of one kind. `traced` names what was used of these. `secure`
-    says whether it was run under secure sums too."""
+    of matrices, exponentials and powers only on machines of one kind. `traced` names what was used of these, "unknown"
+    where numbers went a way that cannot be watched, and "kernels" where the strategy says so of what is elsewhere
+    (`Trait.KERNELS`). `secure` says whether it was run under secure sums too."""
 
     reproducible: Literal["on any CPU", "on machines of one kind"]
     traced: tuple[str, ...]
@@ -54,17 +56,18 @@ class Kept:
 
 def check_strategy(strategy: Strategy, *, model: Mapping[str, Array] | None = None, lr: float = 0.05) -> Kept:
     """Check every law, with a model of your own where the strategy needs certain names in it. Broken, in one sentence,
-    for the first that it does not keep; `lr` is that of the local steps."""
+    for the first that it does not keep; `lr` is that of the local steps. Of the model, integers and statistics are left
+    as they are."""
     weights = Tensors(model or _model())
     schema = schema_of(weights)
     _check_recipe(strategy)
     params = _check_schema(strategy, schema)
     w = weights.select(params)
-    traced = _check_server(strategy, w)
+    used = _check_server(strategy, w)
     _check_device(strategy, w)
     _check_composes(strategy)
     secure = _check_runs(strategy, weights, lr)
-    return Kept("on machines of one kind" if traced else "on any CPU", traced, secure)
+    return Kept("on machines of one kind" if used else "on any CPU", used, secure)
 
 
 def _model() -> dict[str, Array]:
@@ -111,7 +114,46 @@ def _check_schema(strategy: Strategy, schema: Schema) -> list[str]:
             0 < bound < float("inf"),
             f"the bound of its total {name!r} must be a number above 0, it is {bound}",
         )
-    return [name for name in schema.by_name if name not in local]
+    return list(layout_of(schema, strategy).params.by_name)
+
+
+# -- what was not asked for -----------------------------------------------------------------------------------
+
+
+class _Undeclared:
+    """A number that a strategy did not declare to need, and must not use. It may be handed on."""
+
+    def __init__(self, what: str, need: Need):
+        self._sentence = f"it uses {what} and does not declare Need.{need.name}; add that to its needs"
+
+    def _used(self, *_: object) -> NoReturn:
+        raise Broken(self._sentence)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _used
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = (
+        _used
+    )
+    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __float__ = __index__ = __round__ = _used
+    __array__ = __str__ = _used
+
+    def __eq__(self, other: object) -> bool:
+        self._used()
+
+    __hash__ = None  # type: ignore[assignment]  # as whatever is equal to nothing that can be told
+
+
+def _declared(strategy: Strategy, need: Need, what: str, value: Any) -> Any:
+    return value if need in strategy.needs else _Undeclared(what, need)
+
+
+def _population(strategy: Strategy) -> int:
+    return cast(int, _declared(strategy, Need.POPULATION, "the population", _POPULATION))
+
+
+def _work(strategy: Strategy, results: Mapping[str, Tensors]) -> Work:
+    norm = _declared(strategy, Need.NORM, "work.norm", _WORK.norm)
+    loss = _declared(strategy, Need.LOSS_BEFORE, "work.loss_before", _WORK.loss_before)
+    return replace(_WORK, norm=norm, loss_before=loss, results=results)
 
 
 # -- the server's half ----------------------------------------------------------------------------------------
@@ -119,10 +161,13 @@ def _check_schema(strategy: Strategy, schema: Schema) -> list[str]:
 
 def _agg(strategy: Strategy, w: Tensors, seed: int) -> Agg:
     mean = _draw(w, seed)
+    squares = mean.dot(mean)
+    if strategy.elementwise:  # the others have everything at hand
+        squares = _declared(strategy, Need.SQ_NORM, "agg.sq_norm", squares)
     extra = {n: _draw(s.zeros(), seed + 1) for n, s in strategy.extra(schema_of(w)).items()}
     return Agg(
         mean=mean, extra=extra, totals={n: min(1.0, b) for n, b in strategy.totals().items()}, count=4, weight=20.0,
-        population=_POPULATION, sq_norm=mean.dot(mean),
+        population=_population(strategy), sq_norm=squares,
     )  # fmt: skip
 
 
@@ -131,7 +176,7 @@ def _rng() -> np.random.Generator:
 
 
 def _check_server(strategy: Strategy, w: Tensors) -> tuple[str, ...]:
-    before, first = _bytes(w), strategy.init(w, _POPULATION)
+    before, first = _bytes(w), strategy.init(w, _population(strategy))
     state, steps = first, list[Tensors]()
     for seed in range(3):
         agg = _agg(strategy, w, seed)
@@ -154,20 +199,27 @@ def _check_server(strategy: Strategy, w: Tensors) -> tuple[str, ...]:
     _law(_bytes(w) == before, "its server half changes the model")
     if strategy.elementwise:
         _check_elementwise(strategy, w, steps)
-    with _tracing() as traced:
-        state = strategy.init(_traced(w), _POPULATION)
-        agg = _agg(strategy, w, 0)
-        agg = replace(agg, mean=_traced(agg.mean), extra={n: _traced(t) for n, t in agg.extra.items()})
-        strategy.server({n: _traced(t) for n, t in state.items()}, agg, _rng())
-        for rule in robust_parts(strategy):
-            rows = np.random.default_rng(2).normal(size=(max(9, rule.fewest), 6))
-            if rule.coordinates:
-                rule.combine(rows.view(_Traced))
-            else:
-                rule.mix((rows @ rows.T).view(_Traced))
-    for one in getattr(strategy, "parts", (strategy,)):
-        traced |= set(getattr(type(one), "kernels", ()))
-    return tuple(sorted(traced))
+    return _watched(strategy, w)
+
+
+def _watched(strategy: Strategy, w: Tensors) -> tuple[str, ...]:
+    """What its server half uses that is not the same on every CPU."""
+    agg, parts = _agg(strategy, w, 0), getattr(strategy, "parts", (strategy,))
+    kinds = {kind for part in parts for kind in type(part).__mro__ if kind is not object}
+    draw = np.random.default_rng(2)
+    rows = [(rule, draw.normal(size=(max(9, rule.fewest), 6))) for rule in robust_parts(strategy)]
+    given = [(rule, one if rule.coordinates else one @ one.T) for rule, one in rows]
+    with tracing({sys.modules[kind.__module__] for kind in kinds}) as used:
+        state = strategy.init(traced(w), _population(strategy))
+        agg = replace(agg, mean=traced(agg.mean), extra={n: traced(t) for n, t in agg.extra.items()})
+        after, following = strategy.server(
+            {n: traced(t) for n, t in state.items()}, agg, cast(Rng, Dice(_rng()))
+        )
+        look({"": after.mean, **following})
+        for rule, one in given:
+            copy = traced(Tensors({"": one}))[""].copy()
+            look({"": Tensors({"": rule.combine(copy) if rule.coordinates else rule.mix(copy)})})
+    return tuple(sorted(used | ({"kernels"} if Trait.KERNELS in strategy.traits else set())))
 
 
 def _check_elementwise(strategy: Strategy, w: Tensors, steps: list[Tensors]) -> None:
@@ -175,7 +227,7 @@ def _check_elementwise(strategy: Strategy, w: Tensors, steps: list[Tensors]) -> 
     for name, array in w.items():
         for part in (slice(0, 2), slice(2, None)):
             cut = Tensors({name: array.reshape(-1)[part]})
-            state = strategy.init(cut, _POPULATION)
+            state = strategy.init(cut, _population(strategy))
             for seed, step in enumerate(steps):
                 agg = _agg(strategy, w, seed)
                 mine = replace(agg, mean=_part(agg.mean, name, part), extra=_parts(agg.extra, name, part))
@@ -199,13 +251,13 @@ def _parts(sets: Mapping[str, Tensors], name: str, part: slice) -> dict[str, Ten
 
 
 def _check_device(strategy: Strategy, w: Tensors) -> None:
-    down = strategy.down(strategy.init(w, _POPULATION))
+    down = strategy.down(strategy.init(w, _population(strategy)))
     state: State = {}
     for seed in range(2):
         before = _bytes(w)
         plan = strategy.begin(state, down, w)
         _check_plan(plan, w)
-        work = replace(_WORK, results={p.name: _draw(w, 90 + i) for i, p in enumerate(plan.passes)})
+        work = _work(strategy, {p.name: _draw(w, 90 + i) for i, p in enumerate(plan.passes)})
         up = Up(_draw(w, seed))
         sent = strategy.finish(state, down, work, up)
         _check_sent(strategy, w, sent)
@@ -255,7 +307,7 @@ def _check_state(
     )
     kept = {n: _bytes(t) for n, t in following.items()}
     other = Up(sent.delta * 0.5, {n: t * 0.5 for n, t in sent.extra.items()}, sent.totals)
-    if getattr(strategy, "private", False):
+    if Trait.PRIVATE in strategy.traits:
         told = strategy.commit(d, down, work, up, other)
         _law(
             {n: _bytes(t) for n, t in told.items()} == kept,
@@ -273,9 +325,9 @@ def _check_state(
 
 
 def _check_composes(strategy: Strategy) -> None:
-    if strategy.rescales:
+    if Trait.RESCALES in strategy.traits:
         return
-    measures = any(getattr(type(part), "measures", False) for part in getattr(strategy, "parts", (strategy,)))
+    measures = Trait.MEASURES in strategy.traits
     try:
         chain(Clip(1e9), strategy) if measures else chain(strategy, Clip(1e9))
     except UsageError as error:
@@ -310,83 +362,21 @@ def _simulated(strategy: Strategy, weights: Tensors, lr: float, aggregation: str
         **{"min_clients": devices, **cohort},
     )  # fmt: skip
 
+    learnt = schema_of(weights).names(role="param")
+
     def client(session: Session) -> None:
-        aim = _draw(weights, 50 + int(session.client.rpartition("-")[2]), 1.0)
+        aim = _draw(weights.select(learnt), 50 + int(session.client.rpartition("-")[2]), 1.0)
         model = {n: np.array(a) for n, a in weights.items()}
 
         def evaluate(_: Any) -> dict[str, float]:
-            return {"loss": sum(float(((a - aim[n]) ** 2).sum()) for n, a in model.items()) / 20}
+            return {"loss": sum(float(((model[n] - a) ** 2).sum()) for n, a in aim.items()) / 20}
 
         for task in session.tasks(model, evaluate=evaluate):
             for _ in range(3):
-                task.descend({n: a - aim[n] for n, a in model.items()}, lr=lr)
+                task.descend({n: model[n] - a for n, a in aim.items()}, lr=lr)
             task.submit(examples=5)
 
     return simulate(run, client, clients=devices).model
-
-
-# -- what was used --------------------------------------------------------------------------------------------
-
-_ELEMENTWISE = {
-    "add", "subtract", "multiply", "divide", "negative", "positive", "sqrt", "square", "absolute", "fabs", "sign",
-    "maximum", "minimum", "fmax", "fmin", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal",
-    "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "invert", "isfinite",
-    "isnan",    "isinf", "floor", "ceil", "trunc", "rint", "copysign", "signbit", "clip", "reciprocal",
-}  # fmt: skip
-_ORDERLESS = {"maximum", "minimum", "logical_and", "logical_or"}
-_MOVES = {
-    "zeros_like", "ones_like", "full_like", "empty_like", "where", "clip", "copyto", "concatenate", "stack", "reshape",
-    "ravel", "transpose", "sort", "partition", "argsort", "broadcast_to", "array_equal", "shape", "size", "squeeze",
-    "tile", "diag", "diagonal", "fill_diagonal", "atleast_1d", "atleast_2d",
-}  # fmt: skip
-
-
-class _Traced(np.ndarray[Any, Any]):
-    """An array that writes down what is done with it, if that is not the same on every CPU."""
-
-    found: ClassVar[set[str]] = set()
-
-    def __array_ufunc__(
-        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any
-    ) -> Any:
-        name = ufunc.__name__
-        if name not in _ELEMENTWISE or (method != "__call__" and name not in _ORDERLESS):
-            _Traced.found.add(name if method == "__call__" else f"{name}.{method}")
-        if out is not None:
-            kwargs["out"] = tuple(_plain(a) for a in out)
-        made = getattr(ufunc, method)(*(_plain(a) for a in inputs), **kwargs)
-        return out[0] if out is not None else _marked(made)
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if func.__name__ not in _MOVES:
-            _Traced.found.add(func.__name__)
-        return _marked(func(*map(_bare, args), **{n: _bare(a) for n, a in kwargs.items()}))
-
-
-def _plain(a: Any) -> Any:
-    return a.view(np.ndarray) if isinstance(a, _Traced) else a
-
-
-def _bare(a: Any) -> Any:
-    return type(a)(map(_bare, a)) if isinstance(a, list | tuple) else _plain(a)
-
-
-def _marked(made: Any) -> Any:
-    if isinstance(made, tuple):
-        return tuple(map(_marked, made))
-    return made.view(_Traced) if isinstance(made, np.ndarray) else made
-
-
-def _traced(tensors: Tensors) -> Tensors:
-    return Tensors({n: a.view(_Traced) for n, a in tensors.items()})
-
-
-@contextmanager
-def _tracing() -> Iterator[set[str]]:
-    """Tensors keep traced arrays as they are; gives the names that they wrote down."""
-    _Traced.found = set()
-    with patch.object(Tensors, "_array", staticmethod(np.asanyarray)):
-        yield _Traced.found
 
 
 # -- comparing ------------------------------------------------------------------------------------------------

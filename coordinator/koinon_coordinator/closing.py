@@ -13,13 +13,13 @@ from koinon_coordinator.scratch import Room
 from koinon_coordinator.store import EVALUATED, Content, Drafts, ModelVersion, Store, UpdateRow
 from koinon_core.codec import Reader, Writer, as_they_are
 from koinon_core.flow.spread import spread_of
-from koinon_core.ring import Sum
 from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
-from koinon_core.secure.total import Total
+from koinon_core.secure.apart import Sums, aggregate
 from koinon_core.spec import RunSpec
 from koinon_core.strategy.closing import (
+    Aggregate,
     Closing,
     Contribution,
     Into,
@@ -188,14 +188,15 @@ def close_round(
 
 
 def close_secure(
-    store: Store, plan: Plan, terms: Terms, version: ModelVersion, total: Sum, devices: Sequence[str],
-    drafts: Drafts | None = None, *, delta: bool = False,
+    store: Store, plan: Plan, terms: Terms, version: ModelVersion, sums: Sums, drafts: Drafts | None = None, *,
+    delta: bool = False,
 ) -> Closed:  # fmt: skip
-    """The same for the sum of the lanes of `devices`, which no mask is on any more. BadBlob too where it is larger than
-    the round was sized for: its sentence then begins with "overflowed:"."""
+    """The same for sums of lanes that no mask is on any more, each with its devices: one, or where a rule is taken
+    between groups one of each. BadBlob too where they are larger than the round was sized for: its sentence then begins
+    with "overflowed:"."""
 
-    def of(w: Source, room: Room) -> Total:
-        return Total(plan.strategy, plan.layout, terms, total, devices, w, room)
+    def of(w: Source, room: Room) -> Aggregate:
+        return aggregate(plan.strategy, plan.layout, terms, sums, w, room)
 
     with Room(store.folder) as room:
         if terms.kind == "evaluate":

@@ -400,11 +400,16 @@ class Ledger:
             return close_round(
                 self._store, self.plan, r.terms, book.version, staged, delta=delta, taken=r.taken
             )
-        opened = self._sessions(book).opened()
+        sessions = self._sessions(book)
+        opened = sessions.opened()
         for suspect in sorted({c for one in opened for c in one.recovery.suspects}):
             self._log.warning("wrong shares were revealed", client=suspect, round=r.terms.round)
-        total = summed(self._store, r.terms, r.masking.attempt, [one.recovery for one in opened], staged)
-        closed = close_secure(self._store, self.plan, r.terms, book.version, total, r.accepted, delta=delta)
+        attempt = r.masking.attempt
+        sums = (
+            (summed(self._store, r.terms, attempt, opens, [book.staged[c] for c in devices]), devices)
+            for opens, devices in sessions.sums(opened)
+        )
+        closed = close_secure(self._store, self.plan, r.terms, book.version, sums, delta=delta)
         # No row says of a single device whether it evaluated, so what is known of all is kept.
         return replace(closed, metrics={**closed.metrics, EVALUATED: float(closed.evaluated)})
 

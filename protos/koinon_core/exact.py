@@ -19,10 +19,12 @@ __all__ = ["Gram", "dot", "join", "mixed", "norm", "square", "sum"]
 _TILE = 4096
 _BLOCK = 1 << 16
 _MOST_PARTS = 1 << 10
-_STRIP = 1 << 14  # columns of some tens of rows that stay in a core's cache
+_STRIP = 1 << 14  # columns of some tens of rows; what is added up in which order depends on it
+_BATCH = 8  # rows at a time, whose products stay in a core's cache
 
 
-def _tiles(flat: NDArray[np.float64]) -> float:
+def _halved(flat: NDArray[np.float64]) -> list[float]:
+    """The sums of tiles of 4096, of which the last is filled up with zeros."""
     whole, rest = divmod(flat.size, _TILE)
     if rest:
         padded = np.zeros((whole + 1) * _TILE, dtype=np.float64)
@@ -33,7 +35,7 @@ def _tiles(flat: NDArray[np.float64]) -> float:
     while width > 1:
         width //= 2
         block = block[:, :width] + block[:, width : 2 * width]
-    return join(block[:, 0].tolist())
+    return block[:, 0].tolist()  # type: ignore[no-any-return]
 
 
 def join(parts: Iterable[float]) -> float:
@@ -48,15 +50,22 @@ def join(parts: Iterable[float]) -> float:
 
 def sum(values: ArrayLike) -> float:  # noqa: A001 - read as exact.sum
     """The sum of all elements, in float64."""
-    return _tiles(np.asarray(values, dtype=np.float64).ravel())
+    flat = np.asarray(values).reshape(-1)
+    blocks = (flat[at : at + _BLOCK].astype(np.float64, copy=False) for at in range(0, flat.size, _BLOCK))
+    return join(part for block in blocks for part in _halved(block))
 
 
 def dot(a: ArrayLike, b: ArrayLike) -> float:
     """The sum of a[i] * b[i], in float64; `a` and `b` have the same shape."""
-    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    left, right = np.asarray(a), np.asarray(b)
     if left.shape != right.shape:
         raise ValueError(f"shapes differ: {left.shape} and {right.shape}")
-    return _tiles((left * right).ravel())
+    left, right = left.reshape(-1), right.reshape(-1)
+    parts: list[float] = []
+    for at in range(0, left.size, _BLOCK):  # what is made on the way stays in a core's cache
+        block = slice(at, at + _BLOCK)
+        parts += _halved(np.multiply(left[block], right[block], dtype=np.float64))
+    return join(parts)
 
 
 def norm(values: ArrayLike) -> float:
@@ -93,26 +102,32 @@ def _products(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """The inner products of each row with those from it on, over one strip of columns."""
     count, columns = rows.shape
     width = 1 << (columns - 1).bit_length()
-    padded = np.zeros((count, width))
-    padded[:, :columns] = rows
+    if width != columns:
+        padded = np.zeros((count, width))
+        padded[:, :columns] = rows
+        rows = padded
     made = np.zeros((count, count))
+    room = np.empty((min(count, _BATCH), width))
     for i in range(count):
-        block = padded[i:] * padded[i]
-        half = width
-        while half > 1:
-            half //= 2
-            block = block[:, :half] + block[:, half : 2 * half]
-        made[i, i:] = block[:, 0]
+        for j in range(i, count, _BATCH):
+            others = rows[j : j + _BATCH]
+            block = np.multiply(others, rows[i], out=room[: len(others)])
+            half = width
+            while half > 1:
+                half //= 2
+                block = np.add(block[:, :half], block[:, half : 2 * half], out=block[:, :half])
+            made[i, j : j + len(others)] = block[:, 0]
     return made
 
 
 def mixed(factors: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """factors @ rows, added up row by row: (m, n) and (n, columns) to (m, columns)."""
     out = np.zeros((len(factors), rows.shape[1]))
+    scaled = np.empty(rows.shape[1])
     for one, into in zip(factors, out, strict=True):
         for factor, row in zip(one, rows, strict=True):
             if factor:
-                into += row * factor
+                into += np.multiply(row, factor, out=scaled)
     return out
 
 

@@ -45,11 +45,13 @@ def grid_for(*, bound: float, max_weight: int, devices: int) -> int:
     return min(_FINEST, room)
 
 
-def counted(tile: Tile, how: How, name: str) -> NDArray[np.float64]:
+def counted(
+    tile: Tile, how: How, name: str, out: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:  # fmt: skip
     """A tile as the coordinator will count it: every value on the grid."""
     units = np.zeros(tile.count, dtype=np.int64)
     tile.add_to(units, 1, how.grid, how.bound, name)
-    return np.multiply(units, 2.0**-how.grid, dtype=np.float64)
+    return np.multiply(units, 2.0**-how.grid, out=out, dtype=np.float64)
 
 
 def check_codecs(reader: Reader, how: Ways) -> None:
@@ -123,7 +125,9 @@ class Sum:
         exact = self.exact(name, offset)
         if self._how[name].rule != "mean":
             return exact
-        return exact * 2.0 ** -self._how[name].grid / self._total
+        mean: NDArray[np.float64] = exact * 2.0 ** -self._how[name].grid
+        mean /= self._total
+        return mean
 
     def exact(self, name: str, offset: int) -> Array:
         """The sum itself, as integers on the section's grid; or the largest values."""

@@ -25,13 +25,14 @@ from koinon_core.schema import Schema
 from koinon_core.sections import Section
 from koinon_core.secure import rules
 from koinon_core.secure.agreement import ETA, SIGMA, Agreement, Keys
+from koinon_core.secure.apart import sums_needed
 from koinon_core.secure.levels import level_of
 from koinon_core.secure.numbers import MOST, Asked
 from koinon_core.secure.parts import by_examples, parts_of
 from koinon_core.secure.sizing import Tuning, ring_of
 from koinon_core.selection import Selection
 from koinon_core.strategy import recipe
-from koinon_core.strategy.buffered import check_buffered
+from koinon_core.strategy.asynchronous import check_buffered
 from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.strategy.robust_sum import robust_parts
@@ -59,7 +60,8 @@ class RunSpec:
     deadline        how long it waits for updates
     lease           how long a device may be silent
     aggregation     "secure": the coordinator sees only the sum of updates (koinon_core.secagg); "open": every one
-    groups          secure: how many sums a round has, of at least `min_clients` each
+    groups          secure: how many sums a round has, of at least `min_clients` each; they are added, or a robust rule
+                    is taken between them
     codec           how updates are encoded (koinon_core.codecs): "raw", "lossless", "fine", "balanced", "compact",
                     "thin"; secure (koinon_core.secure.levels): "balanced", "fine", "compact", "exact"
     sections        what differs for some tensors: tables of match (`stat/*`, `param/*.bias`), codec, rule and bound
@@ -391,7 +393,7 @@ class RunSpec:
             raise UsageError(
                 f"population = {self.population} is smaller than a round's {self.devices} devices"
             )
-        for rule in robust_parts(strategy):
+        for rule in () if self.secure else robust_parts(strategy):
             if self.min_clients < rule.fewest:
                 raise UsageError(
                     f"{type(rule).__name__} needs {rule.fewest} updates, and a round may close with min_clients = "
@@ -403,7 +405,7 @@ class RunSpec:
             codec="raw" if self.secure else self.codec, bound=self.bound, grid=self.grid_of, secure=self.secure,
         )  # fmt: skip
         if self.secure:
-            rules.check_strategy(strategy, self.codec)
+            rules.check_strategy(strategy, self.codec, self.groups)
             for kind in get_args(Kind):
                 self._agreement(strategy, layout, kind, None, self.devices)
         return strategy, layout
@@ -428,6 +430,9 @@ class RunSpec:
             strategy, layout, kind, Asked(self.metrics, early, self.histograms), self.max_examples
         )
         weighs = kind == "train" and by_examples(strategy)
+        apart = sums_needed(strategy) if kind == "train" else 0
+        if apart:  # the groups' sums are not added, and groups differ by one device at most
+            devices = -(-devices // self.groups)
         ring = ring_of(
             parts, level_of(self.codec), devices=devices, max_weight=self.max_examples if weighs else 1,
             clip=self.clip, tuning=tuning,
@@ -435,7 +440,7 @@ class RunSpec:
         return Agreement(
             keys=cast(Keys, self.keys), attempts=self.attempts, gamma=self.gamma, delta=self.delta, sigma=SIGMA,
             eta=ETA, hardened=self.hardened, phase=self.phase, metrics=self.metrics, partial=early, ring=ring,
-            histograms=self.histograms,
+            histograms=self.histograms, apart=apart,
         )  # fmt: skip
 
     @cached_property

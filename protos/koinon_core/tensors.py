@@ -7,7 +7,7 @@ an alias.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +43,18 @@ class Tensors(Mapping[str, Array]):
             array.flags.writeable = False
             self._arrays[name] = array
 
+    @classmethod
+    def own(cls, arrays: dict[str, Any]) -> "Tensors":
+        """Of arrays, or views, that were made for this and that nobody else has: without one more view of each, which
+        costs as much as an operation on a few thousand elements."""
+        made = cls.__new__(cls)
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # numpy makes a scalar of an array without axes
+                array = arrays[name] = cls._array(array)
+            array.setflags(write=False)
+        made._arrays = arrays
+        return made
+
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
 
@@ -51,6 +63,16 @@ class Tensors(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    # The dict's own, which are several times as fast as those that Mapping would make.
+    def keys(self) -> KeysView[str]:
+        return self._arrays.keys()
+
+    def values(self) -> ValuesView[Array]:
+        return self._arrays.values()
+
+    def items(self) -> ItemsView[str, Array]:
+        return self._arrays.items()
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{n}: {a.dtype}{list(a.shape)}" for n, a in self._arrays.items())
@@ -113,12 +135,12 @@ class Tensors(Mapping[str, Array]):
                 )
 
     def _with(self, other: "Tensors | float", function: Callable[[Any, Any], Any]) -> "Tensors":
-        if isinstance(other, Tensors):
+        if type(other) is Tensors or isinstance(other, Tensors):  # what an abstract class asks takes longer
             self._check(other)
-            return Tensors({n: function(a, other[n]) for n, a in self.items()})
+            return self.own({n: function(a, other._arrays[n]) for n, a in self._arrays.items()})
         # A Python float keeps each array's own dtype (NEP 50); a numpy scalar or a 0-d array would not.
         scalar = float(other)
-        return Tensors({n: function(a, scalar) for n, a in self.items()})
+        return self.own({n: function(a, scalar) for n, a in self._arrays.items()})
 
     def __add__(self, other: "Tensors | float") -> "Tensors":
         return self._with(other, np.add)
@@ -136,8 +158,17 @@ class Tensors(Mapping[str, Array]):
         return self * other
 
     def __neg__(self) -> "Tensors":
-        return self.map(np.negative)
+        return self.own({n: np.negative(a) for n, a in self._arrays.items()})
+
+    def blend(self, mine: float, other: "Tensors", its: float) -> "Tensors":
+        """`self * mine + other * its`, and the same bytes, with an array less on the way."""
+        self._check(other)
+        made: dict[str, Array] = {}
+        for name, array in self._arrays.items():
+            left, right = np.multiply(array, float(mine)), np.multiply(other._arrays[name], float(its))
+            made[name] = np.add(left, right, out=left if left.ndim and left.dtype == right.dtype else None)
+        return self.own(made)
 
     def sqrt(self) -> "Tensors":
         """The elementwise square root."""
-        return self.map(np.sqrt)
+        return self.own({n: np.sqrt(a) for n, a in self._arrays.items()})

@@ -38,7 +38,8 @@ class Source(Protocol):
     """Something that has tensors."""
 
     def values(self, name: str, offset: int) -> Array:
-        """The elements of the tile of `name` that begins at element `offset`: one-dimensional, not to be written to."""
+        """The elements of the tile of `name` that begins at element `offset`: one-dimensional, not to be written to,
+        and to be used before this source is asked for another."""
         ...
 
 
@@ -46,7 +47,8 @@ class Sink(Protocol):
     """Something that takes tensors."""
 
     def put(self, name: str, offset: int, values: Array) -> None:
-        """The tile of `name` that begins at `offset`. Of one tensor, tiles come in order."""
+        """The tile of `name` that begins at `offset`. Of one tensor, tiles come in order. `values` are the caller's,
+        who may write over them as soon as this returns."""
         ...
 
 

@@ -1,4 +1,5 @@
-"""What the coordinator's step costs, ten million parameters in memory, tile by tile as it goes through them.
+"""What the coordinator's step costs, ten million parameters in memory, tile by tile as it goes through them, and in
+pieces of tiles as it takes them.
 
 fedadam_vs_copy   FedAdam's step against reading its arrays (mean, m, v) and writing three of that size once
 STRATEGY_s        the step itself
@@ -26,9 +27,10 @@ from koinon_core import codec
 from koinon_core.codec import Reader
 from koinon_core.fold import Staged
 from koinon_core.schema import schema_of
+from koinon_core.strategy.pieces import step_by_pieces
 from koinon_core.strategy.protocol import Agg, Strategy
 from koinon_core.strategy.robust_sum import RobustSum, robust_parts
-from koinon_core.tensors import Tensors
+from koinon_core.tensors import Array, Tensors
 from koinon_core.tiles import TILE, spans
 from koinon_core.update import layout_of
 from report import arguments, figure, report
@@ -65,10 +67,11 @@ def step(strategy: Strategy, size: int) -> Callable[[], object]:
                 sq_norm=1.0,
             )
             state = {n: Tensors({"w": a[part]}) for n, a in kept.items()}
-            after, following = strategy.server(state, agg, RNG)
-            out[part] = after.mean["w"]
-            for name, tensors in following.items():
-                kept[name][part] = tensors["w"]
+
+            def room(what: str, dtype: object, count: int, part: slice = part) -> Array:
+                return out[part] if what == "step" else kept[what.partition("/")[2]][part]
+
+            step_by_pieces(strategy, "w", state, agg, RNG, "float32", room)
 
     return whole
 

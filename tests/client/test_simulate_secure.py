@@ -205,3 +205,64 @@ def test_nothing_of_a_simulation_is_done_on_a_thread_that_nobody_waits_for():
 
     koinon.simulate(secure_run(2), client, clients=3)
     assert {name for name in seen - others if "client" in name} == {f"koinon-client-{i}" for i in range(3)}
+
+
+FIFTEEN = [f"device-{i:02}" for i in range(15)]
+
+
+def learn_but_one(session: koinon.Session) -> None:
+    """All learn the same, and one the opposite a hundred times over: whoever is in its group, the groups without it say
+    the same."""
+    lies = -100.0 if session.client == FIFTEEN[6] else 1.0
+    model = {n: np.zeros_like(a) for n, a in MODEL.items()}
+    for task in session.tasks(model):
+        for n, learned in change("device-0", task.round).items():
+            model[n] += learned * lies
+        task.submit(examples=7)
+
+
+def apart_run(rounds: int = 2, **settings: object) -> koinon.Run:
+    given = {"clients": 15, "groups": 5, "codec": "exact", "clip": 1000.0, **settings}
+    return secure_run(rounds, strategy=koinon.chain(koinon.FedAvg(), koinon.CoordinateMedian()), **given)
+
+
+def honest(rounds: int) -> dict[str, np.ndarray]:
+    model = {n: np.array(a) for n, a in MODEL.items()}
+    for round_ in range(1, rounds + 1):
+        model = {n: a + change("device-0", round_)[n] for n, a in model.items()}
+    return model
+
+
+def test_a_rule_between_groups_makes_the_same_model_simulated_and_deployed(coordinator, clients):
+    run = apart_run()
+    handle = deployed(run, learn_but_one, coordinator.address, clients, FIFTEEN)
+    simulated = koinon.simulate(run, learn_but_one, clients=FIFTEEN)
+    assert simulated.models[1:] == [digest_of(handle.model(number)) for number in (1, 2)]
+    assert [r.metrics["groups"] for r in simulated.rounds] == [5, 5]
+    assert [r.metrics["groups"] for r in handle.rounds()] == [5, 5]
+    for name, wanted in honest(2).items():
+        assert np.abs(simulated.model[name] - wanted).max() < 1e-5
+
+
+def test_a_liar_moves_the_sum_of_all_and_not_a_rule_between_groups():
+    plain = koinon.simulate(
+        secure_run(2, clients=15, codec="exact", clip=1000.0), learn_but_one, clients=FIFTEEN
+    )
+    judged = koinon.simulate(apart_run(codec="balanced"), learn_but_one, clients=FIFTEEN)
+
+    def off(model) -> float:
+        return max(float(np.abs(model[n] - a).max()) for n, a in honest(2).items())
+
+    assert off(judged.model) < 0.01 < 0.1 < off(plain.model)
+
+
+def test_a_round_whose_groups_are_too_few_is_abandoned_by_name():
+    run = apart_run(
+        1, clients=16, groups=5, min_clients=3, patience=1, attempts=1, deadline=20.0, lease=10.0, phase=5.0,
+        join_wait=5.0,
+    )  # fmt: skip
+    names = [*FIFTEEN, "device-15"]
+    with pytest.raises(
+        koinon.RunEnded, match="gave up: too few masked updates arrived, which leaves 4 of at least 5"
+    ):
+        koinon.simulate(run, learn_but_one, clients=names, faults=koinon.Faults(delay=1.0, drop=0.5), seed=1)

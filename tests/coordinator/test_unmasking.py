@@ -17,8 +17,9 @@ from koinon_core.secagg.packing import PackedLayout
 from koinon_core.secagg.pads import Pads
 from koinon_core.secagg.recovery import Recovery
 from koinon_core.secure.agreement import Agreement
+from koinon_core.secure.apart import aggregate
 from koinon_core.secure.device import lanes_at
-from koinon_core.strategy import FedAvgM
+from koinon_core.strategy import CoordinateMedian, FedAvgM, chain
 from koinon_core.tensors import Tensors
 from koinon_core.tiles import Held, gather
 from koinon_core.update import Head
@@ -99,7 +100,7 @@ def test_without_what_takes_them_off_there_is_nothing_to_read(store):
     total = opened(store, terms, [], rows)
     assert len(np.unique(total.lanes(total.ring.sections[0])[:4096])) > 4000
     with pytest.raises(BadBlob):
-        close_secure(store, Plan.of(fed.spec), terms, _first(store, fed), total, sorted(made))
+        close_secure(store, Plan.of(fed.spec), terms, _first(store, fed), [(total, sorted(made))])
 
 
 def test_groups_are_opened_each_by_its_own_and_added(store):
@@ -121,7 +122,7 @@ def test_every_attempt_opens_to_the_same_digest(store):
     for attempt in (0, 1):
         rows, session = masked(terms, made, attempt)
         total = opened(store, terms, [session], rows, attempt)
-        closed.append(close_secure(store, plan, terms, version, total, sorted(made)))
+        closed.append(close_secure(store, plan, terms, version, [(total, sorted(made))]))
     assert closed[0].sum == closed[1].sum
     assert closed[0].version == closed[1].version
 
@@ -177,7 +178,7 @@ def test_a_secure_round_closes_as_its_devices_expect(store):
         terms, made = prepared(fed, 6, number)
         rows, session = masked(terms, made)
         closed = close_secure(
-            store, plan, terms, version, opened(store, terms, [session], rows), sorted(made)
+            store, plan, terms, version, [(opened(store, terms, [session], rows), sorted(made))]
         )
         _, wanted = fed.close(terms, made)
         assert (closed.sum, closed.tuning, closed.version.weights) == (
@@ -200,7 +201,7 @@ def test_a_round_that_evaluates_keeps_the_model_and_has_metrics(store):
     made = {f"d{i}": fed.half.evaluated(terms, head, {}, f"d{i}") for i in range(3)}
     rows, session = masked(terms, made)
     closed = close_secure(
-        store, Plan.of(fed.spec), terms, version, opened(store, terms, [session], rows), sorted(made)
+        store, Plan.of(fed.spec), terms, version, [(opened(store, terms, [session], rows), sorted(made))]
     )
     assert (closed.version, closed.contents, closed.evaluated) == (version, [], 3)
     assert closed.metrics == {"eval.accuracy": 0.5}
@@ -225,7 +226,7 @@ def test_an_overflow_makes_no_model_and_leaves_nothing_behind(store):
             fed.close(terms, made)
     used = store.folder.used
     with pytest.raises(BadBlob, match=r"^overflowed: the sum of 'param'"):
-        close_secure(store, plan, terms, version, total, sorted(made))
+        close_secure(store, plan, terms, version, [(total, sorted(made))])
     assert store.folder.used == used
     assert not [p for p in (store.folder.root / "partial").glob("*") if p.is_file()]
 
@@ -246,7 +247,7 @@ def test_a_large_sum_goes_over_the_disk_and_is_gone_after_it(store, monkeypatch)
 
     monkeypatch.setattr("koinon_coordinator.closing.Room", Watched)
     total = added(terms, (p.blob for p in made.values()))
-    closed = close_secure(store, plan, terms, version, total, sorted(made))
+    closed = close_secure(store, plan, terms, version, [(total, sorted(made))])
     assert seen == [(4 * size, "_FileScratch", 4 * size)]
     _, wanted = fed.close(terms, made)
     assert (closed.sum, closed.version.weights) == (wanted.sum, wanted.weights)
@@ -273,3 +274,27 @@ def test_a_sum_for_which_there_is_no_room_waits(store):
     store.folder.quota = store.folder.used + 1000
     with pytest.raises(StoreError, match="quota"), Room(store.folder) as room:
         room(9 << 20)
+
+
+def test_groups_between_which_a_rule_is_taken_are_opened_each_into_a_sum_of_its_own(store):
+    model = {n: a for n, a in MODEL.items() if n != "n"}
+    strategy = chain(FedAvgM(), CoordinateMedian())
+    fed = Federation(spec_of(strategy, model, groups=5, clients=15, codec="fine"), Tensors(model))
+    plan, version = Plan.of(fed.spec), _first(store, fed)
+    for seed in (0, 1):  # a wide round, and a tuned one
+        terms, made = prepared(fed, 15, seed, groups=5)
+        parts = [{c: made[c] for c in sorted(made)[i::5]} for i in range(5)]
+        sums, plain = [], []
+        for part in parts:
+            rows, session = masked(terms, part)
+            sums.append((opened(store, terms, [session], rows), tuple(part)))
+            plain.append((added(terms, (p.blob for p in part.values())), tuple(part)))
+        closed = close_secure(store, plan, terms, version, iter(sums))
+        wanted = fed.step(terms, aggregate(fed.strategy, fed.layout, terms, plain, Held(fed.model)), made)
+        assert (closed.sum, closed.tuning, closed.version.weights) == (
+            wanted.sum,
+            wanted.tuning,
+            wanted.weights,
+        )
+        _keep(store, closed.contents)
+        version = closed.version

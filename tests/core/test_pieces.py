@@ -1,75 +1,117 @@
-"""Pieces of blobs as messages: what protobuf makes and reads, without its copies."""
+"""The step of an elementwise strategy is taken a piece of a tile at a time, and makes the bytes of the whole."""
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
 
-from koinon_core.blob import Blob
 from koinon_core.errors import BadBlob
-from koinon_core.wire.pieces import FIRST, MOST, Pieces, data_of, download_piece, upload_part, upload_piece
-from koinon_core.wire.v1 import blobs_pb2 as pb
+from koinon_core.strategy import Clip, FedAdagrad, FedAdam, FedAvgM, FedYogi, Scaffold, chain
+from koinon_core.strategy.pieces import kept_room, step_by_pieces
+from koinon_core.strategy.protocol import Agg, Base, State
+from koinon_core.tensors import Tensors
 
-SIZES = [0, 1, 127, 128, 16_383, 16_384, FIRST, MOST, 3_000_000]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_piece_made_by_hand_is_what_protobuf_makes(size):
-    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    assert upload_piece(data) == pb.UploadRequest(data=data).SerializeToString()
-    if data:  # an empty field is left out; nobody sends one
-        assert download_piece(memoryview(data)) == pb.DownloadResponse(data=data).SerializeToString()
-    assert upload_part(upload_piece(data)) == data
-    assert data_of(download_piece(data)) == data
+SIZE = 1000
 
 
-def test_reading_a_piece_copies_nothing():
-    message = upload_piece(bytes(MOST))
-    part = upload_part(message)
-    assert isinstance(part, memoryview)
-    assert part.obj is message
+def rng():
+    return np.random.Generator(np.random.Philox(3))
 
 
-def test_a_message_of_another_form_is_left_to_protobuf():
-    start = pb.UploadStart(digest="ab", size=7, offset=3, run="r", round=2)
-    assert upload_part(pb.UploadRequest(start=start).SerializeToString()) == start
-    twice = upload_piece(b"first") + upload_piece(b"second")
-    assert upload_part(twice) == b"second", "as protobuf reads it: the last one counts"
-    assert data_of(download_piece(b"known") + b"\x58\x01") == b"known", "a field of a later version"
-    assert upload_part(b"") == b""
-    for broken in (upload_piece(b"whole")[:-1], b"\x12\xff\xff\xff\xff\xff\xff", b"\x12"):
-        with pytest.raises(DecodeError):
-            upload_part(broken)
-    with pytest.raises(BadBlob, match="cannot be read"):
-        data_of(download_piece(b"whole")[:-1])
+def draw(seed, dtype=np.float32):
+    return Tensors({"w": np.random.default_rng(seed).normal(size=SIZE).astype(dtype)})
 
 
-def sizes(pieces, count):
-    taken = []
-    for _ in range(count):
-        taken.append(pieces.size)
-        pieces.arrived()
-    return taken
+def agg_of(mean, extra=()):
+    return Agg(
+        mean=mean, extra={what: draw(8, np.float64) for what in extra}, totals={}, count=4, weight=20.0,
+        population=8, sq_norm=1.0,
+    )  # fmt: skip
 
 
-def test_pieces_grow_while_no_cut_occurs_and_begin_small_after_one():
-    pieces = Pieces()
-    assert sizes(pieces, 6) == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, MOST, MOST]
-    pieces.cut()
-    assert sizes(pieces, 6) == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, 8 * FIRST, 8 * FIRST]
-    assert max(sizes(pieces, 30)) == MOST, "what was too large once is tried again"
+def taken(strategy, state, agg, piece):
+    tile = step_by_pieces(strategy, "w", state, agg, rng(), "float32", kept_room(SIZE), piece)
+    return {"step": tile.step.tobytes(), **{what: a.tobytes() for what, a in tile.kept.items()}}
 
 
-def test_a_link_that_is_cut_again_and_again_ends_at_the_smallest_pieces():
-    pieces = Pieces()
-    for _ in range(5):
-        sizes(pieces, 2)
-        pieces.cut()
-    assert sizes(pieces, 10) == [FIRST] * 10
+@pytest.mark.parametrize(
+    ("strategy", "extra"),
+    [
+        (FedAvgM(), ()),
+        (FedAdam(), ()),
+        (FedYogi(), ()),
+        (FedAdagrad(), ()),
+        (Scaffold(), ("control",)),
+        (chain(FedAdam(), Clip()), ()),
+    ],
+)
+@pytest.mark.parametrize("piece", [4, 28, 3996, 4000])
+def test_pieces_of_any_length_make_the_bytes_of_the_whole(strategy, extra, piece):
+    state = strategy.init(draw(1), 8)
+    mean = draw(2, np.float64)
+    rounded = {what: draw(8) for what in extra}
+    agg = replace(agg_of(mean.map(lambda a: a.astype(np.float32))), extra=rounded)
+    after, following = strategy.server(state, agg, rng())
+    wanted = {"step": after.mean["w"].tobytes()}
+    wanted |= {f"state/{what}": t["w"].tobytes() for what, t in following.items()}
+    wanted |= {f"down/{what}": t["w"].tobytes() for what, t in strategy.down(following).items()}
+
+    assert taken(strategy, state, agg_of(mean, extra), piece) == wanted
 
 
-def test_a_blob_is_read_through_its_window():
-    blob = Blob.of(b"0123456789")
-    assert blob.bytes() == b"0123456789"
-    assert [bytes(piece) for piece in blob.pieces(4)] == [b"0123", b"4567", b"89"]
-    short = Blob(blob.digest, 12, blob.window)
-    with pytest.raises(BadBlob, match="a blob of 12 bytes ends after 10"):
-        short.bytes()
+def test_no_call_gets_more_than_a_piece():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(Base):
+        def server(self, s, agg, rng):
+            seen.append(agg.mean["w"].size)
+            return agg, s
+
+    taken(Watching(), {}, agg_of(draw(1)), 1600)
+    assert seen == [400, 400, 200]
+
+
+def test_whoever_draws_gets_the_tile_in_one_piece():
+    @dataclass(frozen=True)
+    class Noisy(Base):
+        elementwise: ClassVar[bool] = True
+
+        def server(self, s, agg, rng):
+            n = agg.mean["w"].size
+            noise = rng.normal(size=n).astype(np.float32) * rng.uniform(size=n).astype(np.float32)
+            return replace(agg, mean=agg.mean + Tensors({"w": noise})), s
+
+    agg = agg_of(draw(1))
+    whole = Noisy().server({}, agg, rng())[0].mean["w"].tobytes()
+    assert taken(Noisy(), {}, agg, 400)["step"] == whole
+
+
+@pytest.mark.parametrize("change", ["dtype", "name", "gone", "late"])
+def test_a_state_that_changes_is_refused(change):
+    calls = []
+
+    @dataclass(frozen=True)
+    class Changing(Base):
+        def server(self, s: State, agg, rng):
+            calls.append(1)
+            m = s["m"]["w"]
+            made: dict[str, State] = {
+                "dtype": {"m": Tensors({"w": m.astype(np.float64)})},
+                "name": {"m": Tensors({"w": m, "v": m})},
+                "gone": {},
+                "late": {"m": Tensors({"w": m})} if len(calls) == 1 else {},
+            }
+            return agg, made[change]
+
+    with pytest.raises(BadBlob, match="state changed"):
+        taken(Changing(), {"m": draw(4)}, agg_of(draw(1)), 2000)
+
+
+def test_room_is_kept_from_tile_to_tile():
+    room = kept_room(8)
+    first = room("step", np.dtype(np.float32), 8)
+    assert room("step", np.dtype(np.float32), 3).base is first.base
+    assert room("step", np.dtype(np.float64), 3).dtype == np.float64
+    assert room("state/m", np.dtype(np.float32), 8).base is not first.base

@@ -31,10 +31,9 @@ def event_of(command: str, terms: dict[str, float]) -> events.Event:
                 k: float(v) if "." in v else int(v) for k, v in (w.split("=") for w in words if "=" in w)
             }
             if "secure" in words:
-                values |= {
-                    "aggregation": "secure",
-                    "secure": {**SECURE, "attempts": values.pop("attempts", 2)},
-                }
+                agreed = {**SECURE, "attempts": values.pop("attempts", 2)}
+                apart = {"apart": values.pop("apart")} if "apart" in values else {}
+                values |= {"aggregation": "secure", "secure": {**agreed, **apart}}
             return events.Opened(when, toy.terms(int(values.pop("round", 1)), **{**terms, **values}))
         case "joined":
             return events.Heard(when, words[0], "joined")

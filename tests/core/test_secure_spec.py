@@ -135,7 +135,7 @@ class Median(Base):
 
 
 UNCHECKED = [
-    ({"strategy": dump(Median())}, "this strategy looks at single updates, which a secure sum does not show"),
+    ({"strategy": dump(Median())}, "Median looks at single updates, which a secure sum does not show"),
     ({"strategy": dump(chain(FedAvg(), Median()))}, "looks at single updates"),
     (
         {"strategy": dump(chain(Scaffold(), Prox())), "population": 2000, "codec": "compact"},

@@ -38,19 +38,20 @@ COLUMNS = {
     "open `thin`": (lambda s: s, {"aggregation": "open", "codec": "thin"}),
     "below it `Krum`": (lambda s: chain(s, Krum(f=1)), {"aggregation": "open"}),
 }
+GROUPS = {"min_clients": 3, "clients": 27, "population": 30, "groups": 9}
 MADE = {"min_clients": DEVICES, "clients": DEVICES, "population": 20, "rounds": 1, "evaluate": False}
 
 
-def made(column, strategy, model) -> koinon.Run:
+def made(column, strategy, model, **more) -> koinon.Run:
     """A run of that cell; UsageError where there can be none."""
     change, settings = COLUMNS[column]
-    return koinon.Run("t", model=model or MODEL, strategy=change(strategy), **{**MADE, **settings})
+    return koinon.Run("t", model=model or MODEL, strategy=change(strategy), **{**MADE, **settings, **more})
 
 
-def why_not(column, strategy, model) -> str:
+def why_not(column, strategy, model, **more) -> str:
     """Nothing if a run can be made of it, else why not."""
     try:
-        made(column, strategy, model)
+        made(column, strategy, model, **more)
     except UsageError as error:
         return str(error)
     return ""
@@ -87,6 +88,14 @@ def kept(strategy, model) -> str:
     return " and ".join(both) or "nowhere"
 
 
+def said(column, strategy, model) -> str:
+    """What the table says: "groups" for what a secure run can have between the sums of some."""
+    if not why_not(column, strategy, model):
+        return "yes"
+    secure = COLUMNS[column][1]["aggregation"] == "secure"
+    return "groups" if secure and not why_not(column, strategy, model, **GROUPS) else "no"
+
+
 def cells(strategy, model) -> dict[str, str]:
     """A column's name to "" or the reason why not."""
     return {column: why_not(column, strategy, model) for column in COLUMNS}
@@ -98,11 +107,11 @@ def table() -> str:
         ["---"] * (len(COLUMNS) + 4),
     ]
     for kind, (strategy, model) in sorted(BUILT_IN.items(), key=lambda item: item[0].__name__):
-        said = ["no" if cell else "yes" for cell in cells(strategy, model).values()]
         memory = "tiles" if strategy.elementwise else "the model"
         name = f"[`{kind.__name__}`](strategies/{kind.__name__.lower()}.md)"
         name += " (bias_correction)" if kind is koinon.FedAdam else ""
-        rows.append([name, *said, memory, kept(strategy, model), optimizers(strategy, model)])
+        tried = [said(column, strategy, model) for column in COLUMNS]
+        rows.append([name, *tried, memory, kept(strategy, model), optimizers(strategy, model)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

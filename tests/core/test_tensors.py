@@ -160,3 +160,23 @@ def test_the_norm_of_what_overflows_is_infinite_and_of_nan_is_nan():
 def test_nbytes_and_repr_tell_what_there_is():
     assert two().nbytes == 6 * 4 + 8
     assert repr(two()) == "Tensors(w: float32[2, 3], b: float64[])"
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f8", "f8"), ("f4", "f8"), ("f8", "f4"), ("f2", "f2")])
+def test_a_blend_has_the_bytes_of_the_products_added(dtypes):
+    draw = np.random.default_rng(3)
+    a, b = (
+        Tensors({"w": draw.normal(size=99).astype(d), "s": draw.normal(size=()).astype(d)}) for d in dtypes
+    )
+    before = a["w"].tobytes(), b["w"].tobytes()
+    assert a.blend(0.9, b, 1 - 0.9) == a * 0.9 + b * (1 - 0.9)
+    assert (a["w"].tobytes(), b["w"].tobytes()) == before
+    with pytest.raises(UsageError, match="shape"):
+        a.blend(1, Tensors({"w": np.zeros(3), "s": np.zeros(())}), 1)
+
+
+def test_what_was_computed_is_as_unchangeable_as_what_was_given():
+    a = Tensors({"w": np.ones(3), "s": np.float64(2)})
+    for made in (a + a, a * 2, -a, a.sqrt(), a.blend(1, a, 2), Tensors.own({"w": np.ones(2)})):
+        assert not any(array.flags.writeable for array in made.values())
+        assert all(type(array) is np.ndarray for array in made.values())

@@ -23,7 +23,7 @@ from koinon_core.round.machine import Round
 from koinon_core.round.terms import COLLECTIONS
 from koinon_core.run import Run as Machine
 from koinon_core.secagg.recovery import Unrecoverable
-from koinon_core.secure.total import Total
+from koinon_core.secure.apart import aggregate
 from koinon_core.selection import Seen
 from koinon_core.strategy.closing import (
     Closing,
@@ -322,7 +322,8 @@ class House:
         model, state = Gather(self.spec.model), Gather(self.shape.state)
         down = Gather(self.shape.down)
         try:
-            made = (self._summed if r.secure else self._close)(r, accepted, Into(model, state, down))
+            into = Into(model, state, down)
+            made = self._summed(r, into) if r.secure else self._close(r, accepted, into)
         except Unrecoverable as error:
             return runs.Spoiled(now, number, str(error), error.blamed)
         except KoinonError as error:
@@ -372,10 +373,10 @@ class House:
             return None
         return Held(codec.decode(self.contents[r.taken[client].model], self.spec.model))
 
-    def _summed(self, r: Round, accepted: Sequence[str], into: Into) -> Closing:
-        """The same of a secure round, of which the sum is all that there is."""
+    def _summed(self, r: Round, into: Into) -> Closing:
+        """The same of a secure round, of which sums are all that there is."""
         w = Held(self.model)
-        total = Total(self.strategy, self.layout, r.terms, self.secrets.sum(r, accepted), accepted, w)
+        total = aggregate(self.strategy, self.layout, r.terms, self.secrets.sums(r), w)
         if r.terms.kind == "evaluate":
             return judge(total)
         return step(

@@ -3,14 +3,12 @@
 The very same sessions, checks and sums as the deployed coordinator's; what that keeps in a database is in dicts here.
 """
 
-from collections.abc import Sequence
-
 from koinon_core.blob import Blob
 from koinon_core.errors import BadBlob
 from koinon_core.identity import Trust
-from koinon_core.ring import Sum
 from koinon_core.round.machine import Round
 from koinon_core.secagg.unmasker import Session
+from koinon_core.secure.apart import Sums
 from koinon_core.secure.opening import summed
 from koinon_core.secure.sessions import Heard, Sessions
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -49,11 +47,12 @@ class Secrets:
         self._said[voice.collection, client] = voice.payload
         return heard
 
-    def sum(self, r: Round, devices: Sequence[str]) -> Sum:
-        """The sum of these devices' updates. Unrecoverable if what they gave back does not open it."""
-        opened = self._sessions(r).opened()
-        updates = {client: self._masked[client] for client in devices}
-        return summed(r.terms, r.masking.attempt, [one.recovery for one in opened], updates)
+    def sums(self, r: Round) -> Sums:
+        """The sums of a round, each with its devices. Unrecoverable if what they gave back does not open them."""
+        sessions = self._sessions(r)
+        for opens, devices in sessions.sums(sessions.opened()):
+            updates = {client: self._masked[client] for client in devices}
+            yield summed(r.terms, r.masking.attempt, opens, updates), devices
 
     def _sessions(self, r: Round) -> Sessions:
         return Sessions(r, self._said, self._known)

@@ -7,12 +7,14 @@ digests of the advertisements, so a restarted coordinator finds the same one. A 
 whose secret will be needed has enough of its neighbours there; it waits for all of its devices until its deadline, but
 for `keys`, which waits for the round's goal, and `reveal`, which needs no more than enough.
 
+Where a rule is taken between the sums of groups, enough groups must be left too.
+
 Where it is not enough before `reveal`, those who are left begin again with fresh keys (the same encoded updates,
 another attempt), as often as the terms say. Once anybody has been asked to reveal, never: two sums over nearly the same
 devices would show the difference.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from koinon_core.round.effects import Ask, Fold, Receipt
@@ -131,8 +133,9 @@ def _keys_in(r: Round, at: float) -> tuple[Round, Effects]:
     )  # fmt: skip
     told = Collection(asked=r.update.asked, left=r.update.left)
     r, late_ = _lose(replace(r, update=told), _still(r) - leaves.keys(), late(r))
-    if not cohorts:
-        return _then(late_, abandon(r, at, f"made no group of at least {least(r)} devices that may drop out"))
+    if _few(r, cohorts):
+        made = f"{len(cohorts)} of at least {_sums(r)} groups" if cohorts else "no group"
+        return _then(late_, abandon(r, at, f"made {made} of at least {least(r)} devices that may drop out"))
     members = _members(cohorts)
     r, small = _lose(r, leaves.keys() - members, "there were too few devices for its group")
     m = replace(m, cohorts=cohorts, leaves=leaves, shares=frozenset(), missing={}, signed=frozenset())
@@ -145,8 +148,8 @@ def _shares_in(r: Round, at: float, due: bool) -> tuple[Round, Effects]:
     kept = _kept(r, lambda c: _sharing(r, c, heard))
     # Where there will not be enough before the time is up, those who are still awaited are not to blame.
     r, silent = _lose(r, r.masking.now.awaited if due else (), _SILENT)
-    if not kept:
-        return _then(silent, _again(r, at, "too few devices shared their secrets"))
+    if _few(r, kept):
+        return _then(silent, _again(r, at, f"too few devices shared their secrets{_left(r, kept)}"))
     u2 = heard & _members(kept)
     r, failed = _lose(r, heard - u2, "too few devices of its group shared their secrets")
     r = replace(r, masking=replace(r.masking, cohorts=kept, shares=u2))
@@ -159,8 +162,8 @@ def _masked_in(r: Round, at: float, due: bool) -> tuple[Round, Effects]:
     kept = _kept(r, lambda c: _opening(r, c, heard))
     r = replace(r, masking=replace(r.masking, excluded=_excluded(r)))
     r, silent = _lose(r, r.masking.now.awaited if due else (), _SILENT)
-    if not kept:
-        return _then(silent, _again(r, at, "too few masked updates arrived"))
+    if _few(r, kept):
+        return _then(silent, _again(r, at, f"too few masked updates arrived{_left(r, kept)}"))
     u3 = heard & _members(kept)
     r, failed = _lose(r, heard - u3, "too few masked updates of its group arrived")
     r = _only(replace(r, masking=replace(r.masking, cohorts=kept)), u3)
@@ -171,8 +174,8 @@ def _agreed(r: Round, at: float) -> tuple[Round, Effects]:
     """Who signed that these, and no others, are in the sum; only they are asked to open it."""
     signed = frozenset(r.masking.now.heard)
     kept = _kept(r, lambda c: _opening(r, c, signed))
-    if not kept:
-        return _again(r, at, "too few devices agreed on who is in the sum")
+    if _few(r, kept):
+        return _again(r, at, f"too few devices agreed on who is in the sum{_left(r, kept)}")
     members = _members(kept)
     out = r.update.heard.keys() - members
     r, failed = _lose(_only(r, members), out, "too few devices of its group agreed on who is in the sum")
@@ -187,8 +190,9 @@ def _revealed(r: Round, at: float, over: bool) -> tuple[Round, Effects]:
     kept = _kept(r, lambda c: _opening(r, c, heard))
     if len(kept) < len(m.cohorts) and not over:
         return r, ()
-    if not kept:
-        return _never_opened(r, at, f"only {len(heard)} of {len(m.now.asked)} devices answered")
+    if _few(r, kept):
+        few = _left(r, kept)
+        return _never_opened(r, at, f"only {len(heard)} of {len(m.now.asked)} devices answered{few}")
     members = _members(kept)
     out = r.update.heard.keys() - members
     r, failed = _lose(_only(r, members), out, "too few devices of its group opened the sum")
@@ -262,6 +266,20 @@ def least(r: Round) -> int:
     return int(r.terms.quorum // r.terms.groups)
 
 
+def _sums(r: Round) -> int:
+    """The fewest groups whose sums make a model."""
+    return max(1, int(r.terms.secure.get("apart", 0)))
+
+
+def _few(r: Round, kept: Sequence[Cohort]) -> bool:
+    return len(kept) < _sums(r)
+
+
+def _left(r: Round, kept: Sequence[Cohort]) -> str:
+    """For a sentence: how many groups are left, where one would not do."""
+    return f", which leaves {len(kept)} of at least {_sums(r)} groups" if _sums(r) > 1 else ""
+
+
 def _members(cohorts: Iterable[Cohort]) -> frozenset[str]:
     return frozenset(client for cohort in cohorts for client in cohort.order)
 
@@ -300,7 +318,7 @@ def _possible(r: Round, enough: Enough) -> bool:
     if not now.left or not _worth_a_look(r):
         return True
     hoped = frozenset(now.heard) | now.awaited
-    return any(enough(r, cohort, hoped) for cohort in r.masking.cohorts)
+    return not _few(r, [cohort for cohort in r.masking.cohorts if enough(r, cohort, hoped)])
 
 
 def _worth_a_look(r: Round) -> bool:

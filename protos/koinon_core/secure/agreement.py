@@ -15,7 +15,7 @@ from koinon_core.errors import BadBlob, UsageError
 from koinon_core.flow.spread import histograms_of
 from koinon_core.ring import Ring, Seeds
 from koinon_core.round.terms import Terms
-from koinon_core.secagg.config import Config, Lane
+from koinon_core.secagg.config import MOST_DEVICES, Config, Lane
 from koinon_core.secure.numbers import MOST, Asked
 
 __all__ = ["ETA", "SIGMA", "Agreement", "Keys", "is_name", "seeds_of"]
@@ -26,7 +26,7 @@ Keys = Literal["ready", "early"]
 SIGMA, ETA = 40, 30
 """What may go wrong: a single update seen with a probability of 2^-40, a sum that cannot be opened with 2^-30."""
 _MOST_METRICS = 64
-_LATER = {"partial": False, "histograms": {}}
+_LATER = {"partial": False, "histograms": {}, "apart": 0}
 """What older versions do not know, left out where it says nothing: the terms of their open rounds keep their digest."""
 
 
@@ -36,7 +36,8 @@ class Agreement:
     that which may drop out once keys are exchanged; `hardened` asks for the complete graph. `phase` is how many seconds
     the short collections last. `metrics` are the names that have lanes, `partial` says that there is one for devices
     that stopped their work early, `histograms` has the edges of the bins in which devices are counted, and `ring` is
-    how all of it is encoded."""
+    how all of it is encoded. `apart` is the fewest groups whose sums must be opened where a rule is taken between them
+    (0: the sums of groups are added)."""
 
     keys: Keys
     attempts: int
@@ -50,6 +51,7 @@ class Agreement:
     ring: Ring
     partial: bool = False
     histograms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    apart: int = 0
 
     @property
     def numbers(self) -> Asked:
@@ -118,6 +120,8 @@ def _decoded(data: bytes) -> Agreement:
         "phase": type(value["phase"]) is float and 0 < value["phase"] < math.inf,
         "metrics": all(map(is_name, names)),
         "partial": value.get("partial", True) is True,
+        "apart": "apart" not in value
+        or (type(value["apart"]) is int and 2 <= value["apart"] <= MOST_DEVICES),
     }
     for name, fine in right.items():
         if not fine:

@@ -8,9 +8,12 @@ from koinon_core.errors import UsageError
 from koinon_core.secagg.config import MOST_DEVICES, strong
 from koinon_core.sections import Section
 from koinon_core.secure.agreement import ETA, SIGMA, Keys, is_name
+from koinon_core.secure.apart import sums_needed
 from koinon_core.secure.levels import level_of
 from koinon_core.strategy.chain import Chain, follows_what_was_sent
 from koinon_core.strategy.protocol import Need, Strategy
+from koinon_core.strategy.robust import Robust
+from koinon_core.strategy.robust_sum import robust_parts
 
 __all__ = ["FEWEST", "LARGEST_WEIGHT", "check_fewest", "check_numbers", "check_settings", "check_strategy"]
 
@@ -114,14 +117,23 @@ def check_numbers(spec: Any) -> None:
             raise UsageError(f"{name} must be a number above 0, it is {getattr(spec, name)}")
 
 
-def check_strategy(strategy: Strategy, codec: str) -> None:
-    """UsageError for a strategy that sums cannot serve."""
-    if Need.SINGLE in strategy.needs:
-        raise UsageError(
-            "this strategy looks at single updates, which a secure sum does not show; take another, or set aggregation "
-            "= 'open', on a network and a coordinator that you trust with them"
-        )
+def check_strategy(strategy: Strategy, codec: str, groups: int) -> None:
+    """UsageError for a strategy that sums cannot serve, be it one or those of `groups`."""
     parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
+    for part in parts:
+        if Need.SINGLE in part.needs and not isinstance(part, Robust):
+            raise UsageError(
+                f"{type(part).__name__} looks at single updates, which a secure sum does not show; take another "
+                "strategy, or set aggregation = 'open', on a network and a coordinator that you trust with them"
+            )
+    needed, rules = sums_needed(strategy), robust_parts(strategy)
+    if groups < needed:
+        name = type(max(rules, key=lambda rule: rule.fewest)).__name__
+        raise UsageError(
+            f"{name} looks at single updates, which a secure sum does not show, or at the sums of {needed} or more "
+            f"groups, and this run has groups = {groups}; set groups = {needed} or more, of min_clients devices each, "
+            f"{_OPEN}"
+        )
     stateful = [type(p).__name__ for p in parts if follows_what_was_sent(p)]
     if level_of(codec).subset > 1 and stateful:
         raise UsageError(

@@ -3,7 +3,7 @@ may become a fact, and what opens the sum. One session a group; everything in it
 restarted coordinator asks the same.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -145,6 +145,13 @@ class Sessions:
             recovery = session.recover(self._heard("shares", u2), u2, u3, self._heard("reveal", cohort.order))
             found.append(Opened(session, recovery, tuple(sorted(u3))))
         return found
+
+    def sums(self, opened: Sequence[Opened]) -> list[tuple[list[Recovery], tuple[str, ...]]]:
+        """What opens each sum that the round has, and who is in it: one of all groups, or, where a rule is taken
+        between them, one of each."""
+        if Agreement.of(self._r.terms).apart:
+            return [([one.recovery], one.devices) for one in opened]
+        return [([one.recovery for one in opened], self._r.accepted)]
 
     def _sets(self, cohort: Cohort) -> tuple[frozenset[str], frozenset[str]]:
         """Who shared their secrets, and who of them is in the sum."""

@@ -29,7 +29,7 @@ from koinon_core.tensors import Array
 from koinon_core.tiles import Source
 from koinon_core.update import Layout
 
-__all__ = ["Means", "Total"]
+__all__ = ["Means", "Total", "joined"]
 
 
 class Means:
@@ -101,20 +101,23 @@ class Total:
     `devices`. `model` is what the round began with.
 
     BadBlob where the sum is not one of these devices, and, beginning with "overflowed:", where more of it wrapped
-    around than the terms allow: then nothing of it may be used."""
+    around than the terms allow: then nothing of it may be used, but (with `wrapped`) by who takes it for a lie."""
 
     def __init__(
         self, strategy: Strategy, layout: Layout, terms: Terms, total: Sum, devices: Sequence[str], model: Source,
-        scratch: Scratches = MemoryScratch,
+        scratch: Scratches = MemoryScratch, *, wrapped: bool = False,
     ):  # fmt: skip
         agreed = Agreement.of(terms)
         parts = parts_of(strategy, layout, terms.kind, agreed.numbers, terms.max_examples)
         check_groups(agreed.ring, parts, rotated=any(g.rotated for g in agreed.ring.groups))
-        self._terms, self._model, self._sum = terms, model, total
+        self.kind, self._model = terms.kind, model
+        self._sum: Sum | None = total
+        self._digest = ""
         self._means = Means(parts, total, seeds_of(terms), devices, scratch)
-        self._by_examples = by_examples(strategy)
+        self.by_examples = by_examples(strategy)
         report = self._means.report
-        if report.overflow:
+        self.overflow = report.overflow
+        if report.overflow and not wrapped:
             raise BadBlob(
                 f"overflowed: the sum of {', '.join(map(repr, report.overflow))} is larger than the round was sized "
                 "for; the next round is wide again"
@@ -122,8 +125,10 @@ class Total:
         self.count, self.weight = report.devices, float(report.weight)
         sums = strategy.totals() if terms.kind == "train" else {}
         self.totals = {name: self._means.numbers[f"total/{name}"][0] for name in sums}
-        labels = numbers.labels_of(terms.kind, agreed.numbers, examples=not self._by_examples)
-        self._measured = numbers.measured(labels, self._means.numbers["numbers"], agreed.numbers)
+        self.asked = agreed.numbers
+        self.labels = numbers.labels_of(terms.kind, self.asked, examples=not self.by_examples)
+        self.numbers = self._means.numbers["numbers"]
+        self.clipped = report.clipped
         self.floored = frozenset(n for n in layout.buffers.by_name if n.rpartition(".")[2] == "running_var")
 
     def values(self, name: str, offset: int) -> Array:
@@ -135,18 +140,13 @@ class Total:
     @property
     def evaluated(self) -> int:
         """How many devices evaluated the round's model, as they say."""
-        return min(max(self._measured.evaluated, 0), self.count)
+        said = numbers.measured(self.labels, self.numbers, self.asked).evaluated
+        return min(max(said, 0), self.count)
 
     @cached_property
     def metrics(self) -> Mapping[str, float]:
         """As an open round has them (koinon_core.strategy.closing), and the share of devices that were clipped."""
-        early = min(max(self._measured.partial, 0), self.count)
-        trained = self.weight if self._by_examples else self._measured.examples
-        known = {"examples": float(trained or 0)} if self._terms.kind == "train" else {}
-        clipped = max(self._means.report.clipped.values(), default=None)
-        share = {} if clipped is None else {"clipped": clipped / self.count}
-        share |= {"partial": early / self.count} if early else {}
-        return {**self._measured.spread, **known, **share, **self._measured.means}
+        return joined([self])
 
     @cached_property
     def tuning(self) -> str:
@@ -160,11 +160,33 @@ class Total:
     def digest(self) -> str:
         """The SHA-256 of the sum: the numbers that were joined, and every section's integers, centred, in the
         signed type of their lanes, little-endian. Equal for equal sums, whatever masks they came under."""
-        stated = {"count": self.count, "metrics": dict(self.metrics), "totals": self.totals}
-        whole = hashlib.sha256(canonical(stated))
-        for section in self._sum.ring.sections:
-            _digest(section, self._sum.lanes(section), whole.update)
-        return whole.hexdigest()
+        if self._sum is not None:
+            stated = {"count": self.count, "metrics": dict(self.metrics), "totals": self.totals}
+            whole = hashlib.sha256(canonical(stated))
+            for section in self._sum.ring.sections:
+                _digest(section, self._sum.lanes(section), whole.update)
+            self._digest = whole.hexdigest()
+        return self._digest
+
+    def settle(self) -> None:
+        """Let go of the lanes: what is still to be read of them is in the scratch, and in the digest."""
+        self.digest()
+        self._sum = None
+
+
+def joined(totals: Sequence[Total]) -> dict[str, float]:
+    """The metrics of one sum, or of several of a round together: numbers are added."""
+    one = totals[0]
+    summed = [math.fsum(lane) for lane in zip(*(t.numbers for t in totals), strict=True)]
+    said = numbers.measured(one.labels, summed, one.asked)
+    trained = math.fsum(t.weight for t in totals) if one.by_examples else said.examples
+    known = {"examples": float(trained or 0)} if one.kind == "train" else {}
+    clipped = [sum(t.clipped[name] for t in totals) for name in one.clipped]
+    count = sum(t.count for t in totals)
+    share = {"clipped": max(clipped) / count} if clipped else {}
+    early = min(max(said.partial, 0), count)
+    share |= {"partial": early / count} if early else {}
+    return {**said.spread, **known, **share, **said.means}
 
 
 def _digest(section: Section, lanes: Array, update: Callable[[memoryview], object]) -> None:

@@ -25,6 +25,7 @@ from koinon_core.strategy.protocol import (
     Rng,
     State,
     Strategy,
+    Trait,
     Up,
     Work,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "Staleness",
     "State",
     "Strategy",
+    "Trait",
     "TrimmedMean",
     "Up",
     "Work",

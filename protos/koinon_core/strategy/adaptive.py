@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from koinon_core.errors import UsageError
-from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Up, Weight, Work
+from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Trait, Up, Weight, Work
 from koinon_core.strategy.registry import register
-from koinon_core.tensors import Tensors
+from koinon_core.tensors import Array, Tensors
 
 __all__ = ["FedAdagrad", "FedAdam", "FedExP", "FedYogi"]
 
@@ -24,6 +24,20 @@ def _check(name: str, tau: float, *betas: float) -> None:
 def _first(w: Tensors, tau: float) -> Tensors:
     """v before the first round: at least tau^2, says the paper."""
     return w.map(lambda a: np.full_like(a, tau**2))
+
+
+def _step(m: Tensors, v: Tensors, lr: float, tau: float) -> Tensors:
+    """`m * lr / (v.sqrt() + tau)`, and the same bytes, in two arrays of each tensor instead of four."""
+
+    def one(name: str) -> Array:
+        root, step = np.sqrt(v[name]), m[name] * float(lr)
+        if not (root.ndim and root.dtype == step.dtype):
+            return step / (root + float(tau))
+        root += float(tau)
+        step /= root
+        return step
+
+    return Tensors.own({name: one(name) for name in m})
 
 
 @register
@@ -44,7 +58,7 @@ class FedAdagrad(Base):
 
     def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:
         v = s["v"] + agg.mean * agg.mean
-        return replace(agg, mean=agg.mean * self.lr / (v.sqrt() + self.tau)), {"v": v}
+        return replace(agg, mean=_step(agg.mean, v, self.lr, self.tau)), {"v": v}
 
 
 @register
@@ -79,14 +93,14 @@ class FedAdam(Base):
 
     def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:
         d = agg.mean
-        m = s["m"] * self.beta1 + d * (1 - self.beta1)
-        v = s["v"] * self.beta2 + d * d * (1 - self.beta2)
+        m = s["m"].blend(self.beta1, d, 1 - self.beta1)
+        v = s["v"].blend(self.beta2, d * d, 1 - self.beta2)
         state: dict[str, Tensors] = {"m": m, "v": v}
         if self.bias_correction:
             state["t"] = s["t"] + 1
             t = int(state["t"]["steps"][0])
             m, v = m / (1 - self.beta1**t), v / (1 - self.beta2**t)
-        return replace(agg, mean=m * self.lr / (v.sqrt() + self.tau)), state
+        return replace(agg, mean=_step(m, v, self.lr, self.tau)), state
 
 
 @register
@@ -109,10 +123,10 @@ class FedYogi(Base):
 
     def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:
         d = agg.mean
-        m = s["m"] * self.beta1 + d * (1 - self.beta1)
+        m = s["m"].blend(self.beta1, d, 1 - self.beta1)
         square = d * d
         v = s["v"] - square * (s["v"] - square).map(np.sign) * (1 - self.beta2)
-        return replace(agg, mean=m * self.lr / (v.sqrt() + self.tau)), {"m": m, "v": v}
+        return replace(agg, mean=_step(m, v, self.lr, self.tau)), {"m": m, "v": v}
 
 
 @register
@@ -128,7 +142,7 @@ class FedExP(Base):
     elementwise: ClassVar[bool] = True
     weight: ClassVar[Weight | None] = "uniform"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SQ_NORM})
-    measures: ClassVar[bool] = True
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.MEASURES})
     eps: float = 1e-3
     most: float = 1e6
 

@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from koinon_core.errors import UsageError
-from koinon_core.strategy.chain import Chain, follows_what_was_sent
-from koinon_core.strategy.lora import projects
+from koinon_core.strategy.chain import Chain
 from koinon_core.strategy.protocol import Agg, Base, Need, Rng, State, Strategy, Weight
 from koinon_core.strategy.registry import register
-from koinon_core.strategy.robust_sum import robust_parts
 
-__all__ = ["FedAsync", "FedBuff", "Staleness", "age_factor", "check_buffered", "knows_age"]
+__all__ = ["FedAsync", "FedBuff", "Staleness", "age_factor", "knows_age"]
 
 _UNIT = 1 << 40
 _NAMES = Literal["constant", "polynomial", "hinge"]
@@ -113,42 +111,3 @@ def knows_age(strategy: Strategy) -> bool:
     """Whether a strategy weighs updates by their age, which they have in asynchronous runs alone."""
     parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
     return any(type(part).discount is not Base.discount for part in parts)
-
-
-def check_buffered(strategy: Strategy, buffer: int) -> None:
-    """UsageError where a strategy and a run's `buffer` do not go together."""
-    parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
-    discounting = [type(p).__name__ for p in parts if type(p).discount is not Base.discount]
-    if not buffer:
-        if discounting:
-            raise UsageError(
-                f"{discounting[0]} weighs updates by their age, and in rounds that wait for their devices they have "
-                "none; set buffer in the run's config (and aggregation = 'open')"
-            )
-        return
-    for part in parts:
-        _check_part(part)
-    if projects(strategy):
-        raise UsageError(
-            "LoraProjection multiplies factors that all began with the same model; drop it, or drop buffer"
-        )
-    others = [type(p).__name__ for p in robust_parts(strategy)]
-    if discounting and others:
-        raise UsageError(
-            f"{others[0]} looks at single updates and knows no age, and {discounting[0]} weighs them by it; keep one "
-            "of them"
-        )
-
-
-def _check_part(part: Strategy) -> None:
-    name = type(part).__name__
-    if follows_what_was_sent(part):
-        raise UsageError(
-            f"{name} keeps a state on devices that must move with the coordinator's, and in an asynchronous run they "
-            "are models behind; drop buffer, or choose another strategy (FedProx keeps no state)"
-        )
-    if part.totals():
-        raise UsageError(
-            f"{name} divides by sums over one round's devices, which all have the same model; drop buffer, or use "
-            "FedBuff"
-        )

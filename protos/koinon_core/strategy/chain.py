@@ -23,6 +23,7 @@ from koinon_core.strategy.protocol import (
     Rng,
     State,
     Strategy,
+    Trait,
     Up,
     Weight,
     Work,
@@ -45,7 +46,7 @@ def chain(*parts: Strategy) -> Strategy:
 
 def follows_what_was_sent(part: Strategy) -> bool:
     """Whether a part keeps a state on devices that what the coordinator counted goes into."""
-    return type(part).commit is not Base.commit and not getattr(type(part), "private", False)
+    return type(part).commit is not Base.commit and Trait.PRIVATE not in part.traits
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Chain(Base):
         if len(setters) > 1:
             raise UsageError(f"{' and '.join(setters)} both set the weight of an update; keep one of them")
         stateful = [type(p).__name__ for p in self.parts if follows_what_was_sent(p)]
-        rescaling = [type(p).__name__ for p in self.parts if p.rescales]
+        rescaling = [type(p).__name__ for p in self.parts if Trait.RESCALES in p.traits]
         if stateful and rescaling:
             raise UsageError(
                 f"{stateful[0]} keeps a state on devices that follows what was sent, and {rescaling[0]} sends it in "
@@ -85,8 +86,8 @@ class Chain(Base):
         return all(p.elementwise for p in self.parts)
 
     @property
-    def rescales(self) -> bool:  # type: ignore[override]  # of its parts
-        return any(p.rescales for p in self.parts)
+    def traits(self) -> frozenset[Trait]:  # type: ignore[override]  # of its parts
+        return frozenset().union(*(p.traits for p in self.parts))
 
     def local(self, schema: Schema) -> frozenset[str]:
         return frozenset().union(*(p.local(schema) for p in self.parts))
@@ -148,12 +149,14 @@ class Chain(Base):
         return agg, _pack(states)
 
 
+_ONCE = {Trait.CHOOSES: "choose what is trained", Trait.PRIVATE: "keep a model of the device's own"}
+
+
 def _check_passes(parts: tuple[Strategy, ...]) -> None:
     """UsageError for two parts that each have one way of training of their own."""
-    for kind in ("chooses", "private"):
-        twice = [type(part).__name__ for part in parts if getattr(type(part), kind, False)]
+    for trait, what in _ONCE.items():
+        twice = [type(part).__name__ for part in parts if trait in part.traits]
         if len(twice) > 1:
-            what = "choose what is trained" if kind == "chooses" else "keep a model of the device's own"
             raise UsageError(f"{' and '.join(twice)} both {what}; keep one of them")
 
 
@@ -161,12 +164,12 @@ def _check_measures(parts: tuple[Strategy, ...]) -> None:
     """UsageError where a norm goes into a sum, and the update is cut after that."""
     measured = ""
     for part in parts:
-        if getattr(type(part), "shortens", False) and measured:
+        if Trait.SHORTENS in part.traits and measured:
             name = type(part).__name__
             raise UsageError(
                 f"{measured} adds up how long updates are before {name} cuts them; put {name} above {measured}"
             )
-        if getattr(type(part), "measures", False):
+        if Trait.MEASURES in part.traits:
             measured = type(part).__name__
 
 

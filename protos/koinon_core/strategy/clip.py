@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from koinon_core.errors import UsageError
-from koinon_core.strategy.protocol import Base, State, Up, Work
+from koinon_core.strategy.protocol import Base, State, Trait, Up, Work
 from koinon_core.strategy.registry import register
 
 __all__ = ["Clip"]
@@ -18,7 +18,7 @@ class Clip(Base):
     is averaged with it: one factor for all, so that their proportions stay."""
 
     elementwise: ClassVar[bool] = True
-    shortens: ClassVar[bool] = True
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.SHORTENS})
     norm: float = 1.0
 
     def __post_init__(self) -> None:

@@ -22,11 +22,12 @@ from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
 from koinon_core.strategy.buffered import age_factor
 from koinon_core.strategy.lora import LoraSum, projects
-from koinon_core.strategy.protocol import Agg, Need, State, Strategy
-from koinon_core.strategy.robust_sum import RobustSum, robust_parts
-from koinon_core.strategy.shape import Shape, keeps_shape, put_all, put_tile, state_tile
+from koinon_core.strategy.pieces import CHANGED, kept_room, step_by_pieces
+from koinon_core.strategy.protocol import Agg, Need, Strategy
+from koinon_core.strategy.robust_sum import RobustSum, judged_of, robust_parts
+from koinon_core.strategy.shape import Shape, keeps_shape, put_all, state_tile
 from koinon_core.tensors import Array, Tensors
-from koinon_core.tiles import Held, Sink, Source, gather, spans
+from koinon_core.tiles import TILE, Held, Sink, Source, gather, spans
 from koinon_core.update import Head, Layout, unpack_state
 
 __all__ = [
@@ -121,9 +122,7 @@ class _Opened:
             # The order of equals is by name, not of arrival; and nobody weighs more than another.
             given = [Staged(1, c.reader) for c in sorted(contributions, key=lambda c: c.client) if c.reader]
             self.weight = float(len(given))
-            judged = [f"delta/{f.name}" for f in layout.params]
-            judged += [f.name for f in layout.update if f.name.startswith("extra/")]
-            self.sum = RobustSum(rules, given, layout.update, layout.how, judged)
+            self.sum = RobustSum(rules, given, layout.update, layout.how, judged_of(layout))
         self._numbers = numbers_of(strategy, terms, contributions)
 
     def values(self, name: str, offset: int) -> Array:
@@ -252,29 +251,21 @@ class _Tilewise:
     ):  # fmt: skip
         self._strategy, self._layout, self._shape, self._agg = strategy, layout, shape, agg
         self._total, self._state, self._into, self._rng = total, state, into, rng
+        self._room = kept_room(min(TILE, max((f.size for f in layout.params), default=0)))
 
     def values(self, name: str, offset: int) -> Array:
-        dtype = self._layout.params.by_name[name].dtype
-
         def part(prefix: str) -> Tensors:
-            mean = self._total.values(f"{prefix}/{name}", offset)
-            return Tensors({name: mean.astype(dtype, copy=False)})
+            return Tensors({name: self._total.values(f"{prefix}/{name}", offset)})
 
         extra = {what: part(f"extra/{what}") for what, s in self._layout.extras.items() if name in s.by_name}
         agg = replace(self._agg, mean=part("delta"), extra=extra)
         before = state_tile(self._shape, self._state, name, offset)
-        after, state = self._strategy.server(before, agg, self._rng)
-        _check_tile(state, self._shape, name)
-        put_tile(self._into.state, state, offset)
-        put_tile(self._into.down, self._strategy.down(state), offset)
-        return after.mean[name]
-
-
-def _check_tile(state: State, shape: Shape, name: str) -> None:
-    """Raise BadBlob unless a tile of the state has what the first state had."""
-    found = {what: str(a.dtype) for what, t in state.items() for n, a in t.items() if n == name}
-    if found != shape.of_tensor.get(name, {}) or any(t.keys() - {name} for t in state.values()):
-        raise BadBlob(_CHANGED)
+        dtype = self._layout.params.by_name[name].dtype
+        tile = step_by_pieces(self._strategy, name, before, agg, self._rng, dtype, self._room)
+        for where, values in tile.kept.items():
+            kind, _, what = where.partition("/")
+            (self._into.state if kind == "state" else self._into.down).put(f"{what}/{name}", offset, values)
+        return tile.step
 
 
 def _whole(
@@ -286,13 +277,10 @@ def _whole(
     agg = replace(agg, mean=mean.delta, extra=mean.extra, sq_norm=mean.delta.dot(mean.delta))
     after, next_state = strategy.server(unpack_state(gather(state, shape.state)), agg, rng)
     if not keeps_shape(next_state, shape):
-        raise BadBlob(_CHANGED)
+        raise BadBlob(CHANGED)
     put_all(into.state, next_state)
     put_all(into.down, strategy.down(next_state))
     return after.mean
-
-
-_CHANGED = "the strategy's state changed its names, shapes or dtypes; its server half must keep them"
 
 
 def _write_model(

@@ -21,7 +21,7 @@ from koinon_core.errors import BadBlob, UsageError
 from koinon_core.fold import Staged, Ways, counted
 from koinon_core.schema import Schema
 from koinon_core.strategy.chain import Chain
-from koinon_core.strategy.protocol import Base, Need, Strategy
+from koinon_core.strategy.protocol import Base, Need, Strategy, Trait
 from koinon_core.strategy.registry import register
 from koinon_core.tensors import Array
 from koinon_core.tiles import TILE, Source, spans
@@ -99,7 +99,7 @@ class LoraProjection(Base):
     """
 
     elementwise: ClassVar[bool] = True
-    kernels: ClassVar[tuple[str, ...]] = ("qr", "svd")
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.KERNELS})
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SINGLE})
 
     def local(self, schema: Schema) -> frozenset[str]:

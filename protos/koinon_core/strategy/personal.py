@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from koinon_core.errors import UsageError
 from koinon_core.schema import Schema
-from koinon_core.strategy.protocol import Base, Keys, Pass, Plan, Pull, State, Up, Work
+from koinon_core.strategy.protocol import Base, Keys, Pass, Plan, Pull, State, Trait, Up, Work
 from koinon_core.strategy.registry import register
 from koinon_core.tensors import Tensors
 
@@ -63,7 +63,7 @@ class FedRep(Base):
     the head's, and nothing of it is sent."""
 
     elementwise: ClassVar[bool] = True
-    chooses: ClassVar[bool] = True
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.CHOOSES})
     keys: tuple[str, ...] = ()
     head_epochs: int = 10
 
@@ -88,7 +88,7 @@ class Ditto(Base):
     which the model holds v; nothing of it is sent, and it changes nothing that is. State: v, on the device."""
 
     elementwise: ClassVar[bool] = True
-    private: ClassVar[bool] = True
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.PRIVATE})
     lam: float = 0.1
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from koinon_core.schema import Schema
 from koinon_core.tensors import Tensors
 
 __all__ = [
-    "Agg", "Base", "Keys", "Need", "Pass", "Plan", "Pull", "Rng", "State", "Strategy", "Up", "Weight", "Work",
+    "Agg", "Base", "Keys", "Need", "Pass", "Plan", "Pull", "Rng", "State", "Strategy", "Trait", "Up", "Weight", "Work",
 ]  # fmt: skip
 
 State = Mapping[str, Tensors]
@@ -47,6 +47,19 @@ class Need(Enum):
     WHOLE = "whole"  # all of a round's training: what was stopped early would be taken for something else
     SQ_NORM = "sq_norm"  # Agg.sq_norm, which costs an elementwise strategy a second reading of the updates
     MODELS = "models"  # Agg.mean is of devices' models less the newest one, however old the one is that they began with
+
+
+class Trait(Enum):
+    """What a part of a chain does that its neighbours must know of."""
+
+    RESCALES = (
+        "rescales"  # `finish` sends other units than weights: no part may keep a state that follows them
+    )
+    PRIVATE = "private"  # what `commit` keeps does not follow what was sent: it never looks at `sent`
+    CHOOSES = "chooses"  # `begin` names what is trained
+    MEASURES = "measures"  # a total depends on the update's norm
+    SHORTENS = "shortens"  # `finish` may change that norm
+    KERNELS = "kernels"  # what is not the same on every CPU is called elsewhere than in `server`
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +167,7 @@ class Strategy(Protocol):
     @property
     def elementwise(self) -> bool: ...
     @property
-    def rescales(self) -> bool: ...
+    def traits(self) -> frozenset[Trait]: ...
     def local(self, schema: Schema) -> frozenset[str]: ...
     def extra(self, schema: Schema) -> Mapping[str, Schema]: ...
     def totals(self) -> Mapping[str, float]: ...
@@ -175,23 +188,15 @@ class Base:
     declines. `weight` is None for parts that leave the weighting to another part of the chain. `elementwise`
     promises that `init`, `down` and `server` treat every element alike, so that they may be called with any part of a
     tensor, flattened: the coordinator then never holds more than a tile, however large the model is. Without that
-    promise they get whole tensors, and all of them at once. `rescales` says that what `finish` makes is in other units
-    than weights, so that no part of the chain may keep a state on devices that follows what was sent. `private` says
-    that what `commit` keeps does not: it never looks at `sent`. `chooses` says that `begin` names what is trained,
-    `measures` that a total depends on the update's norm, `shortens` that `finish` may change that norm.
-    `kernels` names what is not the same on every CPU and is called elsewhere than in `server`.
+    promise they get whole tensors, and all of them at once. `traits` says what other parts of a chain must know
+    (`Trait`), `needs` what the strategy cannot do without (`Need`).
     """
 
     revision: ClassVar[int] = 1
     weight: ClassVar[Weight | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
     elementwise: ClassVar[bool] = False
-    rescales: ClassVar[bool] = False
-    private: ClassVar[bool] = False
-    chooses: ClassVar[bool] = False
-    measures: ClassVar[bool] = False
-    shortens: ClassVar[bool] = False
-    kernels: ClassVar[tuple[str, ...]] = ()
+    traits: ClassVar[frozenset[Trait]] = frozenset()
 
     def local(self, schema: Schema) -> frozenset[str]:
         """Names that never leave the device."""

@@ -1,4 +1,5 @@
-"""Rules that stand a share of liars. They look at each update by itself, so they are for open runs.
+"""Rules that stand a share of liars. They look at each update by itself, which open runs have; in secure runs at the
+sum of each group (koinon_core.secure.apart), and then "update" below is the mean of a group.
 
     chain(FedAvg(), Krum(f=2))        chain(FedAvgM(), TrimmedMean(f=2), NNM(f=2))
 
@@ -27,8 +28,8 @@ from koinon_core.strategy.protocol import Base, Need
 from koinon_core.strategy.registry import register
 
 __all__ = [
-    "NNM", "CenteredClipping", "CoordinateMedian", "GeometricMedian", "Krum", "MultiKrum", "NormBound", "Robust",
-    "TrimmedMean",
+    "NNM", "CenteredClipping", "CoordinateMedian", "GeometricMedian", "Krum", "Liars", "MultiKrum", "NormBound",
+    "Robust", "TrimmedMean",
 ]  # fmt: skip
 
 F64 = NDArray[np.float64]
@@ -63,7 +64,9 @@ class Robust(Base):
 
 
 @dataclass(frozen=True)
-class _Liars(Robust):
+class Liars(Robust):
+    """A rule that is made for a number of liars."""
+
     f: int = 1
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ class CoordinateMedian(Robust):
 
 @register
 @dataclass(frozen=True)
-class TrimmedMean(_Liars):
+class TrimmedMean(Liars):
     """The mean of every coordinate without its `f` largest and `f` smallest values (Yin et al. 2018)."""
 
     coordinates: ClassVar[bool] = True
@@ -108,7 +111,7 @@ class TrimmedMean(_Liars):
 
 @register
 @dataclass(frozen=True)
-class Krum(_Liars):
+class Krum(Liars):
     """The one update that is nearest to its n - f - 2 nearest others (Blanchard et al. 2017, arXiv:1703.02757)."""
 
     needs: ClassVar[frozenset[Need]] = _WHOLE
@@ -123,14 +126,14 @@ class Krum(_Liars):
 
 @register
 @dataclass(frozen=True)
-class MultiKrum(_Liars):
+class MultiKrum(Liars):
     """The mean of the `m` updates with the lowest Krum scores, of at least m + f (0: of all but f)."""
 
     needs: ClassVar[frozenset[Need]] = _WHOLE
     m: int = 0
 
     def __post_init__(self) -> None:
-        _Liars.__post_init__(self)
+        Liars.__post_init__(self)
         if self.m < 0:
             raise UsageError(f"MultiKrum's m must not be negative, it is {self.m}")
 
@@ -199,7 +202,7 @@ class CenteredClipping(Robust):
 
 @register
 @dataclass(frozen=True)
-class NNM(_Liars):
+class NNM(Liars):
     """Nearest-neighbour mixing, before another rule: every update becomes the mean of its n - f nearest, itself among
     them (Allouah et al. 2023, arXiv:2302.01772)."""
 
