@@ -451,15 +451,17 @@ def _at_work(r: Round | None) -> int | None:
     """The oldest round whose work some device of a buffered round still has, or has handed in for one that is open."""
     if r is None or not r.buffered:
         return None
-    return min(
-        (r.round_of(c) for c in r.update.awaited | (set() if r.over else r.update.heard.keys())), default=None
-    )
+    open_ = set() if r.over else r.silent | r.update.heard.keys()
+    return min((r.round_of(client) for client in r.update.awaited | open_), default=None)
 
 
 def _outcomes(r: Round) -> list[tuple[str, str]]:
     """(client, what became of its part) of everyone who was asked."""
-    counted = set(r.accepted)
-    return [
-        (c, "counted" if c in counted else "left" if c in r.update.left else "not counted")
-        for c in sorted(r.update.asked)
-    ]
+    counted, on = set(r.accepted), r.update.awaited if r.buffered else frozenset()
+
+    def became(client: str) -> str:
+        if client in counted:
+            return "counted"
+        return "left" if client in r.update.left else "goes on" if client in on else "not counted"
+
+    return [(client, became(client)) for client in sorted(r.update.asked)]

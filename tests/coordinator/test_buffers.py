@@ -7,9 +7,10 @@ from unittest.mock import patch
 
 import pytest
 
-from koinon import FedBuff
+from koinon import FedAsync, FedBuff
 from koinon_coordinator import ledger as ledgers
 from koinon_coordinator.book import Item
+from koinon_coordinator.replay import replay
 from koinon_coordinator.store import Store
 from koinon_core import run as runs
 from koinon_core.wire.v1 import fleet_pb2 as pb
@@ -155,3 +156,39 @@ def test_those_who_answer_while_the_run_ends_are_told(store):
     assert [
         (one.client, pb.AttendResponse.FromString(one.message).messages[0].receipt.verdict) for one in said
     ] == [("c1", pb.VERDICT_NOT_COUNTED)]
+
+
+def test_what_a_silent_device_works_on_stays_while_its_round_is_open(store):
+    """Its update may come, and a strategy that joins models needs the one that it began with."""
+    lab = asynchronous(
+        store, buffer=2, models="none", retention="none", strategy=FedAsync(), lease=300.0
+    ).open()
+    told(lab, answered(lab, "c0"), answered(lab, "c1"))
+    began = lab.run.round.taken["c2"].model
+    lab.clock.now += 400.0
+    told(lab, runs.Tick(lab.clock()))
+    assert lab.run.round.silent == {"c2"}
+    again = Lab.take_up(store, lab.row, clock=lab.clock)
+    assert began in {version.digest for version in store.kept_versions(lab.run.id)}
+    told(again, offered(again, "c0"))
+    heard = told(again, answered(again, "c2"), answered(again, "c0", 2))
+    assert ("c2", "COUNTED", 1) in heard
+
+
+def test_a_round_whose_older_models_went_cannot_be_replayed_and_is_not_accused(store):
+    lab = asynchronous(store, models="1 rounds", retention="keep", strategy=FedAsync()).open()
+    for name in ("c0", "c1", "c2"):
+        told(lab, answered(lab, name))
+    verdicts = {r.round: (r.verdict, r.detail) for r in replay(store, lab.row)}
+    assert verdicts[3] == ("gone", "the model that c2 began with is kept no longer")
+
+
+def test_the_log_says_who_goes_on(store):
+    lab = asynchronous(store).open()
+    told(lab, answered(lab, "c0"))
+    (ended,) = [e.value for e in store.audit(lab.run.id) if e.value["kind"] == "ended"]
+    assert [device[:2] for device in ended["devices"]] == [
+        ["c0", "counted"],
+        ["c1", "goes on"],
+        ["c2", "goes on"],
+    ]

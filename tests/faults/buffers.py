@@ -248,7 +248,9 @@ class BufferLaws:
         """Whether somebody works on this model."""
         self.read()
         now = self._now
-        return now is not None and not self.laws.over() and digest in {now.work[c].model for c in now.awaited}
+        if now is None or now.over or self.laws.over():
+            return False
+        return digest in {now.work[client].model for client in now.awaited | now.silent}
 
     def check(self) -> None:
         """What devices work on can be had, and who is waited for knows it."""
@@ -256,7 +258,7 @@ class BufferLaws:
         now = self._now
         if now is None or now.over or self.laws.over():
             return
-        for client in sorted(now.awaited):
+        for client in sorted(now.awaited | now.silent):  # who is silent may come back
             model = now.work[client].model
             rows = self.laws.sql("SELECT data IS NULL FROM contents WHERE digest=?", model)
             assert rows, f"{client} works on {model[:12]}, which is gone"

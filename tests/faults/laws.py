@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from koinon_coordinator.closing import Plan
 from koinon_coordinator.replay import replay
-from koinon_coordinator.store import Store
+from koinon_coordinator.store import Store, upkeep
 from koinon_core import audit, codec
 from koinon_core.errors import KoinonError, Unavailable
 from koinon_core.history import facts_of, genesis, link_of
@@ -352,6 +352,10 @@ class Laws:
     # -- at the end -------------------------------------------------------------------------------------------
 
     def check_end(self) -> None:
+        if self.world.asynchronous:
+            with upkeep.opened(f"sqlite:///{self.world.db}", self.world.data) as place:
+                found = upkeep.check(place).findings
+            assert not found, f"`db check` says: {found[0].text}"
         store = open_store(self.world.db, self.world.data)
         try:
             self._check_end(store)
