@@ -46,6 +46,8 @@ class Book:
     """What devices said in the open round's attempt at a secure sum, by collection and device."""
     keys: frozenset[bytes] = frozenset()
     """What was advertised in it: nobody may advertise another's."""
+    later: tuple[Item, ...] = ()
+    """What devices said while a buffer was summed: it is about the next round, and waits for that."""
     entries: int = 0
     hash: str = ""
 
@@ -99,7 +101,7 @@ def read(store: Store, row: RunRow) -> Book:
     keys = frozenset(
         key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
     )
-    return Book(run, version, kept, staged, said, keys, row.audit_number, row.audit_hash)
+    return Book(run, version, kept, staged, said, keys, entries=row.audit_number, hash=row.audit_hash)
 
 
 def staged_of(store: Store, r: Round) -> dict[str, UpdateRow]:

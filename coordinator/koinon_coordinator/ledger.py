@@ -173,6 +173,9 @@ class Ledger:
         except Exception as error:
             fault = error
         # Nothing of the turn is stored: the items are well but for one, which is found by taking them alone.
+        if self._book.later:
+            held, self._book.later = self._book.later, ()
+            return [*self.turn(items), *(said for item in held for said in self.turn([item]))]
         if len(items) > 1:
             return [said for item in items for said in self.turn([item])]
         return self._drop(items, fault)
@@ -248,6 +251,9 @@ class Ledger:
             waiting.appendleft(self._opening())
         while waiting:
             item = fit_for(book, waiting.popleft())
+            if book.run.holds(item.fact):
+                book.later += (item,)
+                continue
             before, moved = book.run, runs.step(book.run, item.fact)
             book.run = moved.run
             self._record(book, change, item, before, moved)
@@ -259,7 +265,16 @@ class Ledger:
                 if isinstance(order, effects.Close):
                     self._close(book, change, order)
                     # Nobody is asked for what was over before this turn was: the next round may be at the same stage.
-                    orders = [o for o in orders if not isinstance(o, effects.Ask)]
+                    # But whoever was given work in this turn and goes on with it has not heard of it yet.
+                    on = (
+                        before.round.update.awaited
+                        if before.round is not None and before.round.buffered
+                        else ()
+                    )
+                    orders = [o for o in orders if not isinstance(o, effects.Ask) or o.client in on]
+                    if not book.run.over:
+                        waiting.extendleft(reversed(book.later))
+                        book.later = ()
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
             if moved.run.status != before.status:
@@ -332,7 +347,8 @@ class Ledger:
         ]
         about = {"facts": facts_of(r), "head": book.run.head, "reason": close.reason, "devices": people}
         self._enter(book, change, "ended", about)
-        book.kept, scrub = book.kept.after(book.run.spec, close.round, book.run.best, _at_work(r))
+        at_work = None if book.run.over else _at_work(r)  # nothing counts any more that is still under way
+        book.kept, scrub = book.kept.after(book.run.spec, close.round, book.run.best, at_work)
         earlier = change.scrub
         change.scrub = replace(
             scrub, updates=earlier.updates + scrub.updates, states=earlier.states + scrub.states,
@@ -426,7 +442,8 @@ class Ledger:
 
     def belated(self, facts: Iterable[Fact]) -> list[Said]:
         """Those who spoke while the run ended are told so too."""
-        return self._telling.belated(self._book, lambda: self.sessions, facts)
+        said = (*(item.fact for item in self._book.later), *facts)
+        return self._telling.belated(self._book, lambda: self.sessions, said)
 
     def ended(self) -> bytes:
         """How the run ended, as devices hear it."""
@@ -441,15 +458,17 @@ def _at_work(r: Round | None) -> int | None:
     """The oldest round whose work some device of a buffered round still has, or has handed in for one that is open."""
     if r is None or not r.buffered:
         return None
-    return min(
-        (r.round_of(c) for c in r.update.awaited | (set() if r.over else r.update.heard.keys())), default=None
-    )
+    open_ = set() if r.over else r.silent | r.update.heard.keys()
+    return min((r.round_of(client) for client in r.update.awaited | open_), default=None)
 
 
 def _outcomes(r: Round) -> list[tuple[str, str]]:
     """(client, what became of its part) of everyone who was asked."""
-    counted = set(r.accepted)
-    return [
-        (c, "counted" if c in counted else "left" if c in r.update.left else "not counted")
-        for c in sorted(r.update.asked)
-    ]
+    counted, on = set(r.accepted), r.update.awaited if r.buffered else frozenset()
+
+    def became(client: str) -> str:
+        if client in counted:
+            return "counted"
+        return "left" if client in r.update.left else "goes on" if client in on else "not counted"
+
+    return [(client, became(client)) for client in sorted(r.update.asked)]

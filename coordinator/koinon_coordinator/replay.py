@@ -22,6 +22,7 @@ from koinon_core.fold import sum_in_one_piece
 from koinon_core.round.machine import Round, rebuild
 from koinon_core.spec import RunSpec
 from koinon_core.strategy.closing import digest_of_tensors, numbers_of, staged
+from koinon_core.strategy.protocol import Need
 from koinon_core.tiles import TILE
 
 __all__ = ["Replayed", "replay"]
@@ -64,6 +65,8 @@ def _one(store: Store, plan: Plan, run: str, number: int) -> Replayed:
         return Replayed(number, "gone", f"{len(missing)} of its {len(r.accepted)} updates are kept no longer")
     if before is None:
         return Replayed(number, "gone", "the model that it stood on is kept no longer")
+    if Need.MODELS in plan.strategy.needs and (older := _models_gone(store, r)):
+        return Replayed(number, "gone", f"the model that {older} began with is kept no longer")
     try:
         problem = _damaged(store, run, r, updates)
         accepted = [updates[c] for c in r.accepted]
@@ -94,6 +97,12 @@ class _Looked:
 
     def finish(self) -> Content:
         return self._digest.hexdigest(), self._size, None
+
+
+def _models_gone(store: Store, r: Round) -> str:
+    """A device in a buffered round's sum whose model is kept no longer; empty if there is none."""
+    kept = {version.digest for version in store.kept_versions(r.terms.run)}
+    return next((c for c in r.accepted if c in r.taken and r.taken[c].model not in kept), "")
 
 
 def _altered(store: Store, run: str, r: Round) -> str:

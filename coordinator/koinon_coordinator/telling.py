@@ -8,6 +8,7 @@ from koinon_coordinator.store import Store
 from koinon_core import run as runs
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round, step
+from koinon_core.round.terms import Terms
 from koinon_core.run import Fact, Order, Run
 from koinon_core.run.machine import WORK
 from koinon_core.secure.sessions import Sessions
@@ -49,7 +50,9 @@ class Telling:
                 case effects.Ask(client, collection):
                     r = run.round
                     # The round may have gone on, or be over, by the turn's end.
-                    if r is not None and collection == WORK and r.awaits(client):
+                    if r is not None and r.buffered and client in r.update.awaited and not r.over:
+                        said.append(Said(client, self._work(book, r, r.round_of(client)), r.round_of(client)))
+                    elif r is not None and collection == WORK and r.awaits(client):
                         said.append(Said(client, self._work(book, r), run.number))
                     elif r is not None and r.stage == collection and r.awaits(client):
                         said.append(Said(client, self._asked(book, r, sessions, client), run.number))
@@ -72,7 +75,10 @@ class Telling:
         for fact in facts:
             if isinstance(fact, runs.Offered) and fact.client not in run.devices:
                 said.append(Said(fact.client, ended(run)))
-            if not isinstance(fact, runs.Answered | runs.Voiced) or r is None or fact.round != r.terms.round:
+            if not isinstance(fact, runs.Answered | runs.Voiced) or r is None:
+                continue
+            if r.buffered or fact.round != r.terms.round:
+                said += self.said(book, sessions, [runs.Recall(fact.client, fact.round)])
                 continue
             heard: events.Event = (
                 events.Heard(fact.at, fact.client, "update", fact.digest)
@@ -92,25 +98,32 @@ class Telling:
         )  # fmt: skip
         return _envelope(call=call)
 
-    def _work(self, book: Book, r: Round) -> bytes:
-        """The Ask of the open round: the same bytes for all who are asked when it begins; for who comes back, with how
-        much of the deadline is over."""
-        run, version, number = book.run, book.version, r.terms.round
+    def _work(self, book: Book, r: Round, number: int = 0) -> bytes:
+        """The Ask of the open round, or of the round `number`, whose work the open one goes on with: the same bytes for
+        all who are asked when it begins; for who comes back, with how much of the deadline is over."""
+        run, version, number = book.run, book.version, number or r.terms.round
         elapsed = r.elapsed(self._clock())
         elapsed = elapsed if elapsed >= _AT_ONCE else 0.0
         if self._ask is None or self._ask[:2] != (number, elapsed):
+            terms = r.terms if number == r.terms.round else self._terms(run.id, number)
             ask = pb.Ask(
-                run=run.id, round=number, terms=r.terms.encoded, epoch=self._epoch,
+                run=run.id, round=number, terms=terms.encoded, epoch=self._epoch,
                 links=convert.links_to({n: d for n, d in run.links.items() if n < number}), elapsed=elapsed,
             )  # fmt: skip
-            ask.model.CopyFrom(self._content(r.terms.model))
-            if r.terms.down:
-                ask.down.CopyFrom(self._content(r.terms.down))
-            if version.delta and version.digest == r.terms.model:
+            ask.model.CopyFrom(self._content(terms.model))
+            if terms.down:
+                ask.down.CopyFrom(self._content(terms.down))
+            if version.delta and version.digest == terms.model:
                 ask.delta.CopyFrom(self._content(version.delta))
                 ask.delta_base = version.base
             self._ask = (number, elapsed, _envelope(ask=ask))
         return self._ask[2]
+
+    def _terms(self, run: str, number: int) -> Terms:
+        """Those of an earlier round, as they are stored."""
+        opened = self._store.events(run, number)[0]
+        assert isinstance(opened, events.Opened)
+        return opened.terms
 
     def _content(self, digest: str) -> pb.Content:
         window, size = self._store.window(digest)

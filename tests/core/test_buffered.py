@@ -3,6 +3,7 @@ counts, by closed forms."""
 
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,8 +66,6 @@ class World:
                     self.feed(runs.Opening(self.now, f"i{self.run.number}"))
                 case effects.Ask(client):
                     self.given[client] = self.run.round.terms.round
-                case effects.Receipt(client, number, "COUNTED"):
-                    self.counted[number, client] += 1
                 case effects.Receipt(client, number, "NOT_COUNTED") | effects.Cancel(client, number):
                     if self.given.get(client) == number:
                         del self.given[client]
@@ -78,6 +77,7 @@ class World:
                     if self.fail():
                         self.feed(runs.Unfoldable(self.now, number, "made no model"))
                     else:
+                        self.counted.update((r.round_of(c), c) for c in accepted)
                         self.feed(runs.Folded(self.now, number, f"m{number}", evaluated=1))
 
     def offer(self, *clients, engaged: int = 0) -> None:
@@ -150,7 +150,7 @@ def test_a_device_has_its_time_and_a_silent_one_loses_its_place():
     world.feed(runs.Tick(9.0))
     assert world.given == {"a": 1}
     world.feed(runs.Tick(13.0))
-    assert world.given == {"b": 1}, "the lease of a ran out"
+    assert world.run.round.update.awaited == {"b"}, "the lease of a ran out"
     for at in range(14, 80, 4):
         world.feed(runs.Progressed(float(at), "b"))
     world.feed(runs.Tick(73.0))
@@ -431,3 +431,110 @@ def test_a_secure_run_cannot_be_asynchronous_and_says_what_to_do():
 def test_settings_that_mean_nothing_are_refused(make):
     with pytest.raises(UsageError):
         make()
+
+
+# -- silence, pauses and late words -------------------------------------------------------------------------------
+
+
+def test_who_fell_silent_is_told_nothing_and_what_it_hands_in_counts_as_long_as_the_round_is_open():
+    world = World(buffer=2, concurrency=1)
+    world.offer("a", "b")
+    world.feed(runs.Tick(9.0))
+    assert world.run.round.update.awaited == {"b"}
+    assert not [o for o in world.told if isinstance(o, effects.Receipt)], "or it could count what it dropped"
+    assert world.run.wants("a", 1), "its bytes may come"
+    world.answer("a")
+    world.answer("b")
+    assert world.counted == {(1, "a"): 1, (1, "b"): 1}
+
+
+def test_who_comes_back_gets_no_place_that_another_has():
+    world = World(buffer=2, concurrency=1)
+    world.offer("a", "b")
+    world.feed(runs.Tick(9.0))
+    world.offer("a", engaged=1)
+    assert world.run.round.update.awaited == {"b"}
+    world.answer("b")
+    assert world.given["a"] == 1, "it is given nothing else while it works"
+    world.answer("a")
+    assert world.counted == {(1, "a"): 1, (1, "b"): 1}
+
+
+def test_who_was_silent_to_the_end_is_told_that_nobody_waits():
+    world = World(buffer=1, concurrency=1)
+    world.offer("a", "b")
+    world.feed(runs.Tick(9.0))
+    world.answer("b")
+    cancelled = [(o.client, o.round) for o in world.told if isinstance(o, effects.Cancel)]
+    assert cancelled == [("a", 1)]
+    world.feed(runs.Answered(9.0, "a", 1, "d"))
+    assert world.told[-1] == runs.Recall("a", 1)
+
+
+def test_who_was_told_that_it_is_late_is_not_asked_for_the_same_again():
+    world = World(buffer=2, concurrency=2, lease=100.0)
+    world.offer("a")
+    world.feed(runs.Tick(61.0))
+    assert [(o.client, o.verdict) for o in world.told if isinstance(o, effects.Receipt)] == [
+        ("a", "NOT_COUNTED")
+    ]
+    assert world.run.number == 2, "nobody else was there"
+    world = World(buffer=2, concurrency=2, lease=100.0)
+    world.offer("a")
+    world.now = 30.0
+    world.offer("b")
+    world.feed(runs.Tick(61.0))
+    world.offer("a")
+    world.offer("a", engaged=1)
+    assert world.run.round.update.awaited == {"b"}
+    world.feed(runs.Answered(61.0, "a", 1, "d"))
+    assert not world.run.round.update.heard
+
+
+def test_a_round_that_had_its_time_asks_whoever_is_free_before_it_gives_up_what_it_has():
+    world = World(buffer=2, concurrency=1, min_clients=2, lease=100.0)
+    world.offer("a", "b", "c")
+    world.now = 30.0
+    world.answer("a")
+    world.feed(runs.Tick(61.0))
+    assert world.run.round.update.deadline is None
+    (second,) = world.run.round.update.awaited
+    (third,) = {"b", "c"} - {second}
+    world.feed(runs.Resigned(61.0, second, 1, "DECLINED"))
+    assert world.run.round.update.awaited == {third}
+    world.answer(third)
+    assert world.counted == {(1, "a"): 1, (1, third): 1}
+
+
+def test_who_leaves_with_older_work_may_have_this_rounds():
+    world = World(buffer=1, concurrency=2)
+    world.offer("a", "b")
+    world.answer("a")
+    world.feed(runs.Resigned(0.0, "b", 1, "DECLINED"))
+    world.offer("b")
+    assert world.given["b"] == 2
+
+
+def test_a_paused_run_neither_ends_nor_evaluates():
+    world = World(rounds=1, evaluate=True)
+    for client in ("a", "b", "c"):
+        world.feed(runs.Offered(0.0, client, evaluates=True))
+    world.feed(runs.Paused(0.0))
+    assert "paused" in world.run.waiting_for
+    world.answer("a")
+    world.answer("b")
+    assert (world.run.number, world.run.kind, world.run.status) == (1, "train", "paused")
+    world.feed(runs.Resumed(0.0))
+    assert (world.run.number, world.run.kind, world.run.status) == (2, "evaluate", "running")
+
+
+def test_a_new_owner_of_a_round_that_is_being_summed_gives_the_same_time():
+    world = World()
+    world.fail = lambda: None  # nobody answers
+    world.offer("a", "b", "c")
+    r = replace(world.run.round, stage="folding")
+    run = runs.step(replace(world.run, round=r, leases={}), runs.TakenUp(500.0, 480.0)).run
+    assert run.leases == {"a": 508.0, "b": 508.0, "c": 508.0}
+    assert {work.since for work in run.round.taken.values()} == {480.0}
+    assert run.wakes_at is None
+    assert runs.step(run, runs.Tick(600.0)).run == run, "nobody is late while a sum is taken"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from koinon_coordinator.closing import Plan
 from koinon_coordinator.replay import replay
-from koinon_coordinator.store import Store
+from koinon_coordinator.store import Store, upkeep
 from koinon_core import audit, codec
 from koinon_core.errors import KoinonError, Unavailable
 from koinon_core.history import facts_of, genesis, link_of
@@ -25,6 +25,7 @@ from koinon_core.update import state_schema, unpack_state
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
+from .buffers import BufferLaws
 from .house import open_store
 from .sessions import SessionLaws
 
@@ -66,6 +67,7 @@ class Laws:
         self._unpowered: dict[str, int] = {}
         self._excused: set[str] = set()
         self.sessions = SessionLaws(self)
+        self.buffers = BufferLaws(self)
 
     # -- the truth --------------------------------------------------------------------------------------------
 
@@ -95,6 +97,15 @@ class Laws:
         """The events of a round that are newer than the one with the id `last`, each with its own."""
         rows = self.sql("SELECT id, kind, data FROM events WHERE round=? AND id>? ORDER BY id", number, last)
         return [(at, events.load(kind, json.loads(data))) for at, kind, data in rows]
+
+    def stored_since(self, last: int) -> list[tuple[int, int, events.Event]]:
+        """All events that are newer than the one with the id `last`, each with its id and its round."""
+        rows = self.sql("SELECT id, round, kind, data FROM events WHERE id>? ORDER BY id", last)
+        return [(at, number, events.load(kind, json.loads(data))) for at, number, kind, data in rows]
+
+    def told(self, verdict: str) -> list[tuple[int, str]]:
+        """Whom of which round devices have heard this of."""
+        return [key for key, verdicts in self._receipts.items() if verdict in verdicts]
 
     def waiting_for(self) -> str:
         return (
@@ -139,18 +150,31 @@ class Laws:
                 assert staged, f"{name} is told STAGED in round {number}, and its update is not stored"
             case pb.VERDICT_COUNTED:
                 assert status == "counted", f"{name} is told COUNTED in round {number} too early"
-                made = self.sql("SELECT 1 FROM models WHERE round=?", number)
-                assert made, f"round {number} counted, and its model is not stored"
+                if self._buffered(number):
+                    self.buffers.counts((number, name))
+                else:
+                    made = self.sql("SELECT 1 FROM models WHERE round=?", number) or self._evaluation(number)
+                    assert made, f"round {number} counted, and its model is not stored"
             case _:
                 assert status != "counted", (
                     f"{name} is told NOT_COUNTED in round {number}, and it was counted"
                 )
+                if self._buffered(number):
+                    self.buffers.counts_not((number, name))
         drawn = self.world.run.spec.selecting.gathers  # then a round is opened when it is drawn
-        if self.stage(number) in _OVER and not self.over() and not drawn:
+        paused = self.sql("SELECT status FROM runs")[0][0] == "paused"
+        if self.stage(number) in _OVER and not self.over() and not drawn and not paused:
             last = self.sql("SELECT number FROM runs")[0][0]
             assert self.stage(last) not in _OVER, (
                 f"round {last} is over, and no other was opened with its end"
             )
+
+    def _evaluation(self, number: int) -> bool:
+        return self.sql("SELECT kind FROM rounds WHERE number=?", number) == [("evaluate",)]
+
+    def _buffered(self, number: int) -> bool:
+        """Whether this round's work may count in a later one."""
+        return self.world.asynchronous and not self._evaluation(number)
 
     def spoke(self, name: str) -> None:
         """A coordinator has read a device's message."""
@@ -225,7 +249,7 @@ class Laws:
             )
         else:
             needed = self.sql("SELECT 1 FROM models WHERE (digest=?1 AND kept) OR state=?1 OR down=?1", about)
-        if needed:
+        if needed or (self.world.asynchronous and not about.isdecimal() and self.buffers.needs(about)):
             self.world.fail(AssertionError(f"{about} is removed, and what is stored needs it"))
 
     def stays_away(self, gadget: "Gadget", reason: str) -> None:
@@ -249,11 +273,14 @@ class Laws:
                     )
                     self._looked_at = last, run.round
         self.sessions.check()
+        if self.world.asynchronous:
+            self.buffers.check()
         self._devices_forget()
         if not self.over():  # devices forget a run that is over
             self._goes_on(last)
             self._devices_are_told()
-            self._devices_follow()
+            if not self.world.asynchronous:
+                self._devices_follow()
 
     def _goes_on(self, last: int) -> None:
         """While everybody is attached, something happens at least when a deadline is due."""
@@ -272,6 +299,7 @@ class Laws:
         for gadget in self.world.gadgets:
             m, stream = gadget.talk.member, gadget.stream
             owes = m.stage in ("sent", "staged") and self.stage(m.round) in _OVER
+            owes = owes and not (self._buffered(m.round) and self.buffers.open_work((m.round, gadget.name)))
             there = gadget.alive and stream is not None and stream.open and not stream.house.frozen
             waits = (m.round, stream) if owes and there else None
             if waits is None or self._owing.get(gadget.name, (None, 0.0))[0] != waits:
@@ -325,6 +353,10 @@ class Laws:
     # -- at the end -------------------------------------------------------------------------------------------
 
     def check_end(self) -> None:
+        if self.world.asynchronous:
+            with upkeep.opened(f"sqlite:///{self.world.db}", self.world.data) as place:
+                found = upkeep.check(place).findings
+            assert not found, f"`db check` says: {found[0].text}"
         store = open_store(self.world.db, self.world.data)
         try:
             self._check_end(store)
@@ -337,9 +369,8 @@ class Laws:
         rounds = self.sql("SELECT number, stage, link, terms_digest FROM rounds ORDER BY number")
         self.rounds_seen = len(rounds)
         assert [n for n, *_ in rounds] == list(range(1, len(rounds) + 1)), "rounds are numbered without gaps"
-        assert sum(stage == "closed" for _, stage, *_ in rounds) == spec.rounds, (
-            "not as many models as asked for"
-        )
+        trained = [n for n, stage, *_ in rounds if stage == "closed" and not self._evaluation(n)]
+        assert len(trained) == spec.rounds, "not as many models as asked for"
         models = {n: rest for n, *rest in self.sql("SELECT round, digest, state, down, kept FROM models")}
         counted: set[tuple[int, str]] = set()
         facts, x, last = [], 0.0, 0
@@ -353,27 +384,37 @@ class Laws:
             digest, _, down, _ = models[last]
             assert r.terms.model == digest, f"round {number} does not stand on the newest model"
             assert r.terms.down == down or not down, f"round {number} does not stand on the newest state"
-            accepted = self._check_accepted(r)
-            counted |= {(number, c) for c in accepted}
-            if stage == "closed":
-                x, last = self._check_model(store, number, models[number], x, accepted), number
+            if r.buffered:
+                counted |= self.buffers.check_round(r)
+                change = self.buffers.expected_change(number) if stage == "closed" else 0.0
+            else:
+                accepted = self._check_accepted(r)
+                counted |= {(number, c) for c in accepted}
+                change = sum(2.0 ** -int(c[1:]) for c in accepted) / max(1, len(accepted))
+            if number in trained:
+                x, last = self._check_model(store, number, models[number], x + change), number
                 assert models[number][:2] == [r.made.model, r.made.state] or not models[number][1]
             else:
                 assert number not in models, "an abandoned round made a model"
             if r.secure:
                 self.sessions.check_round(r, stored)
                 self._check_refusals(stored)
-            else:
-                assert r.stage == "closed" or r.reason.startswith(_ENDS), f"round {number} {r.reason}"
+            elif not r.buffered:
+                ends = _ENDS if r.terms.kind == "train" else (*_ENDS, "waited in vain")
+                assert r.stage == "closed" or r.reason.startswith(ends), f"round {number} {r.reason}"
                 self._check_times(r)
-        assert models.keys() == {0} | {n for n, stage, *_ in rounds if stage == "closed"}, "a model too many"
+        assert models.keys() == {0, *trained}, "a model too many"
+        if self.world.asynchronous:
+            self.buffers.check_end()
         self._check_log(store, row, facts)
         self._check_devices(counted)
         self._check_kept(store, len(rounds), models)
         # The others' sums are checked above; replay itself costs as much as living through the round.
         for number in range(1 + self.world.seed % 5, len(rounds) + 1, 5):
             for replayed in replay(store, row, number):
-                assert replayed.verdict in ("by design" if self.world.secure else "match", "gone"), replayed
+                sums = "by design" if self.world.secure else "match"
+                right = "evaluation" if self._evaluation(number) else sums
+                assert replayed.verdict in (right, "gone"), replayed
 
     def _check_refusals(self, stored: list[events.Event]) -> None:
         """What a device does wrong, or what is done to it, costs it and nobody else."""
@@ -397,7 +438,7 @@ class Laws:
             if r.stage == "folding":
                 folding = folding or r.accepted
                 assert r.accepted == folding, "who is in the sum changed while it was taken"
-        if r.asked_at is not None and not r.secure:
+        if r.asked_at is not None and not r.secure and not r.buffered:
             due = r.asked_at + r.terms.deadline + away
             assert r.update.deadline is not None
             assert abs(r.update.deadline - due) < 1e-3, (
@@ -411,7 +452,7 @@ class Laws:
         assert {c for (c,) in rows} == accepted, f"round {number}: its participants are not who was accepted"
         assert accepted <= r.update.asked, "someone is in the sum who was not asked"
         if r.stage == "closed":
-            assert len(accepted) >= self.world.run.spec.min_clients, "a sum over fewer than the quorum"
+            assert len(accepted) >= r.terms.quorum, "a sum over fewer than the quorum"
             assert len(accepted) <= r.goal, "more are in the sum than it waited for"
         for client in r.update.heard if not r.secure else ():
             assert self.sent[number, client][0] == r.update.heard[client], (
@@ -419,18 +460,13 @@ class Laws:
             )
         return accepted
 
-    def _check_model(
-        self, store: Store, number: int, row: list[Any], before: float, accepted: set[str]
-    ) -> float:
+    def _check_model(self, store: Store, number: int, row: list[Any], expected: float) -> float:
         """The model's change, times the number of devices, is a sum of their powers of two: each once."""
-        expected = before + sum(2.0 ** -int(c[1:]) for c in accepted) / len(accepted)
         digest, _, _, kept = row
         if not kept:
             return expected
         x = float(codec.decode(store.bytes(digest), self.world.run.spec.model, "the model")["x"][0])
-        assert abs(x - expected) < 1e-6, (
-            f"round {number} made {x} of {before}, its {sorted(accepted)} make {expected}"
-        )
+        assert abs(x - expected) < 1e-6, f"round {number} made {x}, those in it make {expected}"
         return x
 
     def _check_times(self, r: Round) -> None:
@@ -530,11 +566,16 @@ class Laws:
         """What the run's policy keeps is there, whole, and nothing else is."""
         spec = self.world.run.spec
         for number, client, digest, kept in self.sql("SELECT round, client, digest, kept FROM updates"):
-            assert bool(kept) == (number > last - spec.updates_kept), f"round {number}: kept is {kept}"
+            # What counts in a round may have been made in earlier ones, as far back as updates may be old.
+            asked = last - spec.updates_kept - (spec.staleness if spec.buffer and spec.updates_kept else 0)
+            assert bool(kept) == (number > asked), f"round {number}: kept is {kept}"
             ours = self.sessions.masked(number, client) or {self.sent[number, client][0]}
             assert digest in ours, f"what is kept of {client} in round {number} is not its own"
         for update in (
-            u for n in store.kept_rounds(store.runs()[0].id) for u in store.updates(store.runs()[0].id, n)
+            u
+            for n in store.kept_rounds(store.runs()[0].id)
+            for u in store.updates(store.runs()[0].id, n)
+            if not self._evaluation(n)
         ):
             assert store.update_window(store.runs()[0].id, update)(0, update.size), (
                 "a kept update has no bytes"

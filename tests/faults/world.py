@@ -24,6 +24,7 @@ from koinon.outbox import updates
 from koinon_coordinator import ledger
 from koinon_coordinator.store import drafts
 from koinon_core import codec, failpoints
+from koinon_core import run as runs
 from koinon_core.blob import Blob
 from koinon_core.errors import StoreError
 
@@ -123,8 +124,12 @@ class World:
             self._draw(rule, n)
         self.secure = seed % 3 == 2 and not rule
         self.liars: dict[int, str] = {}
+        self.asynchronous = not self.secure and seed % 7 == 5
+        self.exponent = self.pauses = 0.0
         if self.secure:
             n = self._make_secure(rounds)
+        elif self.asynchronous:
+            self._make_asynchronous(n)
         self.n = n
         self.laws = Laws(self)
 
@@ -174,6 +179,23 @@ class World:
             over_selection=more, patience=10_000, evaluate=False, models=spec.models,
         )  # fmt: skip
         return n
+
+    def _make_asynchronous(self, n: int) -> None:
+        """The same weather over a run whose rounds wait for nobody in particular."""
+        dice, spec = self.dice, self.run.spec
+        buffer = dice.randint(1, min(3, n))
+        self.exponent = dice.choice([0.0, 0.0, 1.0])
+        # One with its steps from the examples, the other without: all have one.
+        staleness = koinon.FedBuff(exponent=0.0)
+        if self.exponent:
+            staleness = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=self.exponent))
+        self.pauses = dice.choice([0.0, 0.0, 0.02])
+        self.run = koinon.Run(
+            "run", model={"x": np.zeros(1)}, strategy=staleness, rounds=spec.rounds, aggregation="open",
+            buffer=buffer, min_clients=dice.randint(1, buffer), concurrency=dice.randint(0, 5),
+            staleness=dice.randint(0, 6), codec="raw", max_examples=1, max_clients=8, deadline=spec.deadline,
+            lease=spec.lease, patience=10_000, evaluate=self.evaluates, retention=spec.retention, models=spec.models,
+        )  # fmt: skip
 
     def entropy(self, size: int) -> bytes:
         """What the operating system would draw: from the seed, too, but not with the dice of the weather."""
@@ -300,7 +322,22 @@ class World:
                 gadget.die("between two steps")
             if self.happens(mix.power):
                 gadget.lose_power()
+        if self.happens(self.pauses):
+            self.tell("the operator pauses the run")
+            self.later(self.dice.choice([1.0, 20.0]), self._resume)
+            self._operate(runs.Paused(0.0))
         self.later(1.0, self._weather)
+
+    def _resume(self) -> None:
+        """An operator asks until it is so."""
+        if self.laws.sql("SELECT status FROM runs") == [("paused",)]:
+            self._operate(runs.Resumed(0.0))
+            self.later(2.0, self._resume)
+
+    def _operate(self, wanted: runs.Paused | runs.Resumed) -> None:
+        for house in self.houses:
+            for driver in house.federation.drivers.values() if house.alive and not house.frozen else ():
+                driver.tell(replace(wanted, at=self.loop.now + house.skew))
 
     def _freeze(self, house: House) -> None:
         """A coordinator stops; its devices come to another one, which may take its runs when its lease is over. Then it

@@ -1,6 +1,7 @@
 """Asynchronous runs, simulated and deployed: closed forms through the whole stack, killed between any two updates."""
 
 import contextlib
+import threading
 import time
 
 import numpy as np
@@ -13,9 +14,13 @@ from koinon.operator import Operator
 from koinon_coordinator.replay import replay
 from koinon_coordinator.store import Store
 from koinon_coordinator.store.upkeep import check, opened
+from koinon_core.canonical import sha256
+from koinon_core.errors import KoinonError
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 EXACT = {"aggregation": "open", "codec": "raw", "bound": 16.0, "evaluate": False, "retention": "keep"}
+
+SMALL = {"slow": 2.0**-10, "quick": 2.0**-9}
 
 
 def run_of(name: str, strategy, rounds: int, **settings) -> koinon.Run:
@@ -261,3 +266,62 @@ def test_a_simulation_is_asynchronous_too_and_the_same_every_time():
         run_of("mix", koinon.FedAsync(alpha=0.2), rounds=60, buffer=1), client, clients=5, faults=faults
     )
     assert float(mixed.model["x"][0]) == pytest.approx(2.0, abs=1.0)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed in between"])
+def test_a_large_update_whose_upload_outlasts_its_round_counts_in_the_next(tmp_path, killed):
+    """What came of it before the round was over, and before a kill, is not sent again."""
+    model = {"w": np.random.default_rng(5).standard_normal(40_000).astype(np.float32)}
+    run = koinon.Run(
+        "large", model=model, strategy=koinon.FedBuff(exponent=0.0), rounds=3, buffer=1, concurrency=2,
+        **{**EXACT, "retention": "none"}, models="none",
+    )  # fmt: skip
+    house = Coordinator(tmp_path)
+    run.create(house.address)
+    slow, quick = Device(house.address, "slow"), Device(house.address, "quick")
+    changes = {name: container("raw", w=np.full(40_000, step, np.float32)) for name, step in SMALL.items()}
+    with contextlib.ExitStack() as undone:
+        for device in (slow, quick):
+            undone.enter_context(device)
+        asks = {name: device.enter("large") for name, device in (("slow", slow), ("quick", quick))}
+        update, ask = changes["slow"], asks["slow"]
+        digest, half = sha256(update), len(update) // 2
+        gone_on = threading.Event()
+
+        def pieces():
+            yield update[:half]
+            assert gone_on.wait(20)
+            if not killed:
+                yield update[half:]
+
+        def upload():
+            with contextlib.suppress(KoinonError):  # where it is killed
+                slow.upload(ask, pieces(), digest=digest, size=len(update))
+
+        uploading = threading.Thread(target=upload)
+        uploading.start()
+        quick.upload(asks["quick"], [changes["quick"]], digest=sha256(changes["quick"]), size=len(update))
+        quick.answer(asks["quick"], changes["quick"], inline=False)
+        quick.hear("receipt")
+        assert quick.hear("receipt").verdict == pb.VERDICT_COUNTED
+        assert slow.download(ask.model.digest), "the model that it began with is there for it"
+        time.sleep(0.3)  # what is there of the update is durable every 0.1 s
+        if killed:
+            house.kill()
+            gone_on.set()
+            uploading.join(20)
+            house = Coordinator(tmp_path)
+            slow = undone.enter_context(Device(house.address, "slow"))
+            slow.join("large")
+            slow.say(offer=pb.Offer(run=ask.run, engaged=ask.round))
+            assert slow.stat(ask, digest) == half
+            slow.upload(ask, [update[half:]], digest=digest, size=len(update), offset=half)
+        gone_on.set()
+        uploading.join(20)
+        slow.answer(ask, update, inline=False)
+        said = [slow.hear("receipt").verdict for _ in range(2)]
+        assert said == [pb.VERDICT_STAGED, pb.VERDICT_COUNTED]
+    with Operator(house.address) as operator:
+        after = operator.model("large", None)[1]["w"]
+    assert np.array_equal(after, model["w"] + np.float32(SMALL["quick"]) + np.float32(SMALL["slow"]))
+    assert house.stop() == 0

@@ -7,9 +7,12 @@ at work. The round closes when its goal of updates is there, whichever rounds ga
 at work go on, and the next round begins with them (`Carried`). A device has one update in a round at most: once it
 was heard it is given no more work before the next one.
 
-A device has the terms' `deadline` for its work, counted from when it was given it; who left without a word may come
-back. So has the round for its goal: after that the quorum is enough. Where there is none, and whoever had work has left
-it, the round is abandoned by name; where nobody came it waits, and says so.
+A device has the terms' `deadline` for its work, counted from when it was given it. One that falls silent loses its
+place and is told nothing: while the round is open it may come back, and what it hands in counts. Who was told that its
+work does not count is not asked for the same again. The round has that long for its goal, and after that the quorum is
+enough. Where there is none, and whoever had work has left it, the round is abandoned by name; where nobody came it
+waits, and says so. While a buffer is summed nothing happens to its devices: whoever drives the run holds what they say
+(`Run.holds`) until the next one is open.
 """
 
 from dataclasses import replace
@@ -19,7 +22,18 @@ from koinon_core.round.events import Carried, Heard, Opened
 from koinon_core.round.state import Collection, Effects, Round
 from koinon_core.round.taken import Taken
 
-__all__ = ["carried", "give", "lose", "opened", "outdated", "overdue", "settled", "stuck", "taken_up"]
+__all__ = [
+    "carried",
+    "forgotten",
+    "give",
+    "lose",
+    "opened",
+    "outdated",
+    "overdue",
+    "settled",
+    "stuck",
+    "taken_up",
+]
 
 
 def opened(event: Opened) -> Round:
@@ -62,8 +76,8 @@ def settled(r: Round) -> bool:
 
 def stuck(r: Round) -> bool:
     """Whether the round had its time, and all who had work said that they would not do it."""
-    said = r.update.left.keys() - r.silent
-    return r.update.deadline is None and not r.update.awaited and bool(said)
+    said = [client for client in r.update.left if not r.gives(client)]
+    return r.stage == "update" and r.update.deadline is None and not r.update.awaited and bool(said)
 
 
 def overdue(r: Round, at: float) -> tuple[Round, Effects]:
@@ -73,7 +87,7 @@ def overdue(r: Round, at: float) -> tuple[Round, Effects]:
     for client in sorted(r.update.awaited):
         if r.taken[client].since + r.terms.deadline <= at:
             told.append(Receipt(client, r.round_of(client), "NOT_COUNTED", reason))
-            r = lose(r, client, reason)
+            r = replace(r, update=r.update.lose(client, reason))
     if r.update.deadline is not None and r.update.deadline <= at:
         r = replace(r, goal=min(r.goal, r.terms.quorum), update=replace(r.update, deadline=None))
     return r, tuple(told)
@@ -91,8 +105,13 @@ def outdated(r: Round) -> tuple[Round, Effects]:
     return r, tuple(told)
 
 
+def forgotten(r: Round) -> Effects:
+    """The round is over, and the next one does not go on with those who were silent to the end."""
+    return tuple(Cancel(client, r.round_of(client), r.update.left[client]) for client in sorted(r.silent))
+
+
 def taken_up(r: Round, away: float) -> Round:
     """Nobody owned the round for so long: whoever works has that much more time."""
-    late = {c: replace(w, since=w.since + away) if c in r.update.awaited else w for c, w in r.taken.items()}
+    late = {client: replace(work, since=work.since + away) for client, work in r.taken.items()}
     deadline = r.update.deadline + away if r.update.deadline is not None else None
     return replace(r, taken=late, update=replace(r.update, deadline=deadline))

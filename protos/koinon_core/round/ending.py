@@ -24,7 +24,7 @@ def abandon(r: Round, at: float, reason: str, *, carries: bool = False) -> tuple
     had = r.update.asked - r.update.left.keys() if r.secure else r.update.heard.keys()
     told = tuple(Receipt(client, r.round_of(client), "NOT_COUNTED", why) for client in sorted(had))
     out = () if carries else sorted(r.update.awaited - had)
-    dropped = tuple(Cancel(client, r.round_of(client), why) for client in out)
+    dropped = tuple(Cancel(client, r.round_of(client), why) for client in (*out, *sorted(r.silent)))
     r = replace(r, stage="abandoned", ended_at=at, reason=reason)
     if r.buffered and not carries:
         r = replace(r, update=replace(r.update, left={**r.update.left, **dict.fromkeys(out, why)}))

@@ -140,11 +140,11 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
         return r, (Receipt(client, r.round_of(client), "STAGED"),)
     if client not in r.update.asked:
         return r, refuse(r, client, "this device was not asked in this round")
-    if client in r.update.left:
+    if client in r.update.left and not r.hears(client):
         return r, refuse(r, client, r.update.left[client])
     if r.stage != "update":
         return r, refuse(r, client, late(r))
-    r = replace(r, update=r.update.hear(client, event.digest))
+    r = replace(r, update=r.update.hear(client, event.digest), silent=r.silent - {client})
     r, effects = _settle(r, event.at)
     return r, (Receipt(client, r.round_of(client), "STAGED"), *effects)
 
@@ -157,14 +157,11 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
         return replace(r, joined=replace(r.joined, heard=heard, deadline=deadline)), ()
     if r.stage in MASKED_STAGES:
         return masked.left(r, event)
-    if r.stage != "update" or event.client not in r.update.awaited:
+    if r.stage != "update" or not r.hears(event.client):
         return r, ()  # what was heard stays in the sum, whatever its sender does next
-    silent = r.buffered and event.code == "LEASE"
-    lost = (
-        buffered.lose(r, event.client, reason)
-        if silent
-        else replace(r, update=r.update.lose(event.client, reason))
-    )
+    if r.buffered and event.code == "LEASE":
+        return _settle(buffered.lose(r, event.client, reason), event.at)
+    lost = replace(r, update=r.update.lose(event.client, reason), silent=r.silent - {event.client})
     r, effects = _settle(lost, event.at)
     return r, (Receipt(event.client, r.round_of(event.client), "NOT_COUNTED", reason), *effects)
 
@@ -172,10 +169,7 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
 def _settle(r: Round, at: float) -> tuple[Round, Effects]:
     """Close or abandon as soon as waiting longer cannot help."""
     if r.buffered:
-        if buffered.settled(r):
-            return _fold(r, at, "")
-        why = f"had its time, and was left by the {len(r.update.left)} devices that had work"
-        return abandon(r, at, why, carries=True) if buffered.stuck(r) else (r, ())
+        return _fold(r, at, "") if buffered.settled(r) else (r, ())
     heard, awaited = r.update.heard, r.update.awaited
     if len(heard) >= r.goal or (not awaited and r.enough(heard)):
         return _fold(r, at, "")
@@ -197,6 +191,9 @@ def _tick(r: Round, at: float) -> tuple[Round, Effects]:
     if r.buffered and r.stage == "update":
         r, told = buffered.overdue(r, at)
         r, effects = _settle(r, at)
+        if buffered.stuck(r) and not told:  # whose place is free now may go to another device first
+            why = f"had its time, and was left by the {len(r.update.left)} devices that had work"
+            return abandon(r, at, why, carries=True)
         return r, (*told, *effects)
     if waiting is None or waiting.deadline is None or at < waiting.deadline:
         return r, ()
@@ -216,7 +213,7 @@ def _tick(r: Round, at: float) -> tuple[Round, Effects]:
 
 def _taken_up(r: Round, away: float) -> Round:
     waiting = r.collecting
-    if r.buffered and r.stage == "update":
+    if r.buffered and not r.over:
         return buffered.taken_up(r, away)
     if waiting is None or waiting.deadline is None:
         return r
@@ -237,4 +234,4 @@ def _folded(r: Round, event: Folded) -> tuple[Round, Effects]:
     receipts = tuple(Receipt(client, r.round_of(client), "COUNTED") for client in r.accepted)
     r = replace(r, stage="closed", ended_at=event.at, made=Made(event.model, event.state, event.sum))
     r, dropped = buffered.outdated(r) if r.buffered else (r, ())
-    return r, (*receipts, *dropped, Close(r.terms.round, True, r.reason))
+    return r, (*receipts, *dropped, *buffered.forgotten(r), Close(r.terms.round, True, r.reason))

@@ -84,7 +84,7 @@ class Round:
 
     `update` says of everybody who was asked what became of their update; in a secure round the collection that is
     under way is `masking.now`. In a buffered round `taken` says what each of them works on, and `silent` who of those
-    who left did so without a word: they may come back.
+    who left did so without a word, and was told nothing: they may come back, and what they hand in counts.
     """
 
     terms: Terms
@@ -122,8 +122,10 @@ class Round:
         return self.terms.buffered
 
     def gives(self, client: str) -> bool:
-        """Whether a buffered round has work for a device that is free: it has not had its part in it."""
+        """Whether a buffered round has work for a device that is free: it has not had its part in it. Who left with
+        what an earlier round gave has not."""
         gone = client in self.update.left and client not in self.silent
+        gone = gone and self.round_of(client) == self.terms.round
         return self.stage == "update" and not gone and client not in self.update.heard
 
     def round_of(self, client: str) -> int:
@@ -168,6 +170,15 @@ class Round:
     def awaits(self, client: str) -> bool:
         """Whether this device owes an answer."""
         return self.stage != "joined" and self.collecting is not None and client in self.collecting.awaited
+
+    def hears(self, client: str) -> bool:
+        """Whether an answer of this device would be taken: it owes one, or lost its place without a word. While a
+        buffer is summed that goes on for the next one."""
+        if not self.buffered:
+            return self.awaits(client)
+        return self.stage in ("update", "folding") and (
+            client in self.update.awaited or client in self.silent
+        )
 
     @property
     def waiting_for(self) -> str:

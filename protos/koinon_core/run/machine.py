@@ -14,7 +14,7 @@ from koinon_core import history
 from koinon_core.canonical import digest_of, sha256
 from koinon_core.flow.best import Found
 from koinon_core.flow.schedule import scheduled
-from koinon_core.round import effects, events
+from koinon_core.round import buffered, effects, events
 from koinon_core.round.machine import Round
 from koinon_core.round.machine import step as step_round
 from koinon_core.round.taken import Taken
@@ -122,18 +122,27 @@ class Run:
         return self.status in ("finished", "failed", "cancelled")
 
     @property
+    def trains(self) -> bool:
+        """Whether there are rounds to come that make a model."""
+        stopped = self.spec.watch is not None and self.spec.watch.ends(self.best)
+        return self.closed < self.spec.rounds and not stopped
+
+    @property
     def waiting_for(self) -> str:
         """One sentence for the operator; empty when nothing is being waited for."""
         if self.over:
             return ""
+        paused = "paused: `koinon run resume` lets it go on" if self.status == "paused" else ""
         if self.gather is not None:
             return "; ".join(
                 filter(None, (gather.sentence(self, self.next), gather.misfits(self), self._older))
             )
         if self.round is not None and not self.round.over:
-            misfits = gather.misfits(self) if self.round.stage == "joined" else ""
-            return "; ".join(filter(None, (self.round.waiting_for, misfits, self._older)))
-        return "paused: `koinon run resume` lets it go on" if self.status == "paused" else ""
+            # A buffer never ends by itself while nobody is given work.
+            paused = paused if self.round.buffered else ""
+            misfits = gather.misfits(self) if self.round.stage == "joined" or self.round.buffered else ""
+            return "; ".join(filter(None, (paused, self.round.waiting_for, misfits, self._older)))
+        return paused
 
     @property
     def next(self) -> int:
@@ -158,14 +167,24 @@ class Run:
             return self.gather.until
         if self.over or self.round is None or self.round.over:
             return None
+        if self.round.buffered and self.round.stage == "folding":
+            return None  # whoever is late is late in the next round
         return min((t for t in (self.round.wakes_at, *self.leases.values()) if t is not None), default=None)
 
     def wants(self, client: str, round_: int, collection: str = "update", attempt: int = 0) -> bool:
         """Whether an answer of `client` in this collection of `round_` (an update) is still being waited for."""
         r = self.round
         return (
-            r is not None and r.round_of(client) == round_ and r.stage == collection and r.awaits(client)
-            and r.masking.attempt == attempt
+            r is not None and r.round_of(client) == round_ and r.hears(client) and r.masking.attempt == attempt
+            and (r.stage == collection or (r.buffered and collection == "update"))
+        )  # fmt: skip
+
+    def holds(self, fact: Fact) -> bool:
+        """Whether this must wait until the open round is summed: those who work for a buffer go on in the next one, and
+        what they say meanwhile is about that."""
+        return (
+            self.round is not None and self.round.buffered and self.round.stage == "folding"
+            and isinstance(fact, Offered | Answered | Resigned | Gone)
         )  # fmt: skip
 
     def takes(self, client: str, round_: int) -> bool:
@@ -361,6 +380,18 @@ def _labelled(run: Run, client: str, labels: Mapping[str, str], at: float) -> Mo
     return _welcome(replace(run, devices=devices), client, at)
 
 
+def _back(run: Run, work: Taken, at: float) -> Moved:
+    """A device that fell silent is there again, and still has its work: it gets its place back, if there is one.
+    Otherwise it works on without, and is given nothing else meanwhile."""
+    r, client = run.round, work.client
+    run = replace(run, devices={**run.devices, client: replace(run.devices[client], ready=False)})
+    assert r is not None
+    if len(r.update.awaited) >= r.terms.concurrency or work.since + r.terms.deadline <= at:
+        return Moved(run)
+    run = _renew(replace(run, leases={**run.leases, client: 0.0}), client, at)
+    return _feed(run, events.Carried(at, (work,)))
+
+
 def _eligible(run: Run, client: str) -> bool:
     standing = run.devices[client]
     if client in run.barred or standing.misfit:
@@ -388,6 +419,8 @@ def _answered(run: Run, at: float, client: str, number: int, said: events.Event)
 
 def _tick(run: Run, at: float) -> Moved:
     moved = Moved(run)
+    if run.round is not None and run.round.buffered and run.round.stage == "folding":
+        return moved
     for client in sorted(c for c, until in run.leases.items() if until <= at):
         current = moved.run
         if current.round is None or current.round.over:
@@ -409,6 +442,8 @@ def _taken_up(run: Run, fact: TakenUp) -> Moved:
         return Moved(run)
     run = replace(run, returning=len(r.update.asked))
     open_ = r.collecting if r.stage != "joined" else None
+    if r.buffered:  # devices work on while a sum is taken
+        open_ = r.update
     leases = dict.fromkeys(open_.awaited, fact.at + run.spec.lease) if open_ is not None else {}
     return _feed(replace(run, leases=leases), events.TakenUp(fact.at, fact.away))
 
@@ -477,8 +512,7 @@ def _offered_work(run: Run, r: Round, fact: Offered) -> Moved:
         lost = fact.engaged != r.round_of(client)  # its work, which it will not answer any more
         return _feed(run, events.Heard(at, client, "joined")) if lost else Moved(run)
     if client in r.silent and fact.engaged == r.round_of(client):
-        run = _renew(replace(run, leases={**run.leases, client: 0.0}), client, at)
-        return _feed(run, events.Carried(at, (r.taken[client],)))  # it is back, and still has its work
+        return _back(run, r.taken[client], at)
     return _filled(Moved(run), at)
 
 
@@ -498,6 +532,8 @@ def _filled(moved: Moved, at: float) -> Moved:
     free = [c for c in run.devices if _eligible(run, c) and c not in busy and r.gives(c)] if room > 0 else []
     for client in sorted(free, key=lambda c: rank(run.spec.seed, r.terms.round, c))[:room]:
         moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
+    if not free and buffered.stuck(r):
+        moved = moved.then(_feed(moved.run, events.Tick(at)))  # nobody is left to ask
     return moved
 
 
@@ -599,7 +635,7 @@ def _over(run: Run, close: effects.Close) -> Moved:
             run, "failed", f"{run.streak} rounds in a row were abandoned; the last one {close.reason}"
         )
     # Those who work for a buffer answer into the next one; while the run is paused nobody is given more work.
-    return _next(run) if run.status == "running" or run.spec.buffer else Moved(run)
+    return _next(run) if run.status == "running" or (run.spec.buffer and run.trains) else Moved(run)
 
 
 def _better(run: Run, watched: tuple[int, float] | None) -> Found | None:
@@ -608,8 +644,7 @@ def _better(run: Run, watched: tuple[int, float] | None) -> Found | None:
 
 
 def _next(run: Run) -> Moved:
-    stopped = run.spec.watch is not None and run.spec.watch.ends(run.best)
-    if run.closed < run.spec.rounds and not stopped:
+    if run.trains:
         return Moved(run, (), (Open(max(run.number, run.beyond) + 1),))
     fewest = run.spec.quorum if run.spec.aggregation == "secure" else 1
     if run.spec.evaluate and run.kind == "train" and run.evaluators >= fewest:
