@@ -452,7 +452,8 @@ class Laws:
         assert {c for (c,) in rows} == accepted, f"round {number}: its participants are not who was accepted"
         assert accepted <= r.update.asked, "someone is in the sum who was not asked"
         if r.stage == "closed":
-            assert len(accepted) >= r.terms.quorum, "a sum over fewer than the quorum"
+            least = r.terms.quorum // r.terms.groups  # a group that lost too many is left out
+            assert len(accepted) >= least, "a sum over fewer than the quorum"
             assert len(accepted) <= r.goal, "more are in the sum than it waited for"
         for client in r.update.heard if not r.secure else ():
             assert self.sent[number, client][0] == r.update.heard[client], (
