@@ -310,11 +310,12 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", LENGTHS[:4])
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    # One cycle moves a momentum, which plain SGD has none of.
+    [(n, s) for n in LENGTHS[:4] for s in SCHEDULES if (n, s) != ("SGD", "one cycle")],
+)
 def test_the_length_follows_a_schedule_in_units_of_the_first_rate(schedule, name):
-    if schedule == "one cycle" and name == "SGD":
-        pytest.skip("it wants a momentum")
     net = Scalar()
     optimizer = made(name, net.parameters())
     going = SCHEDULES[schedule](optimizer)

