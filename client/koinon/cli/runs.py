@@ -24,6 +24,7 @@ from koinon.cli.output import (
     table_of,
 )
 from koinon.operator import Operator
+from koinon.tracking.told import counted_in
 from koinon_core.errors import NotFound, RunEnded, UsageError
 from koinon_core.strategy.registry import load_plugins
 from koinon_core.wire.v1 import runs_pb2 as pb
@@ -217,12 +218,11 @@ def _still_out(r: pb.RoundInfo) -> str:
 def _rounds_table(rounds: Any) -> Table:
     rows = []
     for r in rounds:
-        counted = sum(p.status == "counted" for p in r.participants)
         phases = (
             elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at), elapsed(r.folding_at, r.closed_at),
         )  # fmt: skip
         rows.append((
-            str(r.number), _status(r), f"{counted}/{len(r.participants)}", size(r.bytes_up),
+            str(r.number), _status(r), _counted(r), size(r.bytes_up),
             figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0 and not r.secure), size(r.bytes_down),
             "+".join(filter(None, phases)), figure(r.upload_s, r.upload_s > 0), figure(r.fold_s, r.fold_s > 0),
             _metrics(r),
@@ -232,6 +232,12 @@ def _rounds_table(rounds: Any) -> Table:
         "metrics",
     )  # fmt: skip
     return table_of(columns, rows, measured=("bits/param", "NMSE", "upload s", "fold s"))
+
+
+def _counted(r: pb.RoundInfo) -> str:
+    """How many updates are in the round's sum, and of how many devices that were asked. What an asynchronous round sums
+    was perhaps asked for before it."""
+    return str(counted_in(r)) if "updates" in r.metrics else f"{counted_in(r)}/{len(r.participants)}"
 
 
 def _status(r: pb.RoundInfo) -> str:
@@ -267,7 +273,7 @@ def watch(
                 if r.status not in ("closed", "abandoned") or r.number in told:
                     continue
                 told.add(r.number)
-                counted = sum(p.status == "counted" for p in r.participants)
+                counted = counted_in(r)
                 if json:
                     print(encoder.dumps(as_dict(r)), flush=True)
                 else:

@@ -152,9 +152,9 @@ def close(
     made = step(strategy, layout, shape, terms, population, w, state, total, into)
     if not terms.buffered:
         return made
-    return replace(
-        made, metrics={**made.metrics, "staleness": sum(c.age for c in contributions) / len(contributions)}
-    )
+    n = len(contributions)
+    about = {"staleness": sum(c.age for c in contributions) / n, "updates": float(n)}
+    return replace(made, metrics={**made.metrics, **about})
 
 
 def step(
