@@ -52,11 +52,13 @@ _LINKS = 8  # of the history, at hand for the next Ask
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An attached device: whether it waits for work now, whether it evaluates models, and the model that it keeps."""
+    """An attached device: whether it waits for work now, whether it evaluates models, the model that it keeps, and the
+    round whose work it had when it offered itself."""
 
     ready: bool
     evaluates: bool
     held: str | None = None
+    engaged: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +298,7 @@ def _renew(run: Run, client: str, at: float) -> Run:
 
 def _offered(run: Run, fact: Offered) -> Moved:
     run = _follows(_renew(run, fact.client, fact.at), fact.client)
-    standing = Standing(ready=True, evaluates=fact.evaluates, held=fact.held)
+    standing = Standing(ready=True, evaluates=fact.evaluates, held=fact.held, engaged=fact.engaged)
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
     if r is None:
@@ -305,8 +307,8 @@ def _offered(run: Run, fact: Offered) -> Moved:
         if r.awaits(fact.client):
             lost = fact.engaged != r.round_of(fact.client)  # its work, which it will not answer any more
             return _feed(run, events.Heard(fact.at, fact.client, "joined")) if lost else Moved(run)
-        if fact.client in r.silent and fact.engaged == r.round_of(fact.client):
-            return _back(run, r.taken[fact.client], fact.at)
+        if len(r.update.awaited) < r.terms.concurrency and _still_works(run, fact.client, fact.at):
+            return _back(run, fact.client, fact.at)
         return _filled(Moved(run), fact.at)
     if r.awaits(fact.client) and (fact.engaged != run.number or not _is_work(r)):
         # It came back without the work that it had been given, or may not have heard what it is asked: say it again.
@@ -319,16 +321,21 @@ def _offered(run: Run, fact: Offered) -> Moved:
     return Moved(run)
 
 
-def _back(run: Run, work: Taken, at: float) -> Moved:
-    """A device that fell silent is there again, and still has its work: it gets its place back, if there is one.
-    Otherwise it works on without, and is given nothing else meanwhile."""
-    r, client = run.round, work.client
-    run = replace(run, devices={**run.devices, client: replace(run.devices[client], ready=False)})
+def _back(run: Run, client: str, at: float) -> Moved:
+    """A device that fell silent is there again, and still has its work: it has its place again."""
+    r = run.round
     assert r is not None
-    if len(r.update.awaited) >= r.terms.concurrency or work.since + r.terms.deadline <= at:
-        return Moved(run)
     run = _renew(replace(run, leases={**run.leases, client: 0.0}), client, at)
-    return _feed(run, events.Carried(at, (work,)))
+    return _feed(run, events.Carried(at, (r.taken[client],)))
+
+
+def _still_works(run: Run, client: str, at: float) -> bool:
+    """Whether a device that fell silent has said since that it has its work, and has time for it."""
+    r = run.round
+    if r is None or client not in r.silent or client not in run.devices:
+        return False
+    work = r.taken[client]
+    return run.devices[client].engaged == work.round and work.since + r.terms.deadline > at
 
 
 def _eligible(run: Run, client: str) -> bool:
@@ -365,6 +372,9 @@ def _tick(run: Run, at: float) -> Moved:
         if current.round is None or current.round.over:
             break
         rest = {c: t for c, t in current.leases.items() if c != client}
+        if client in current.devices:  # whatever it said is as old as its lease
+            there = replace(current.devices[client], engaged=0)
+            current = replace(current, devices={**current.devices, client: there})
         lapsed = f"nothing was heard of it for {run.spec.lease:g} s"
         moved = moved.then(_feed(replace(current, leases=rest), events.Left(at, client, "LEASE", lapsed)))
     if moved.run.round is not None and not moved.run.round.over:
@@ -471,7 +481,12 @@ def _filled(moved: Moved, at: float) -> Moved:
     busy = r.update.awaited
     free = [c for c in run.devices if _eligible(run, c) and c not in busy and r.gives(c)] if room > 0 else []
     for client in sorted(free, key=lambda c: rank(run.spec.seed, r.terms.round, c))[:room]:
-        moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
+        # Whoever has its work still gets its place, and no other work.
+        again = _still_works(moved.run, client, at)
+        given = (
+            _back(moved.run, client, at) if again else _feed(moved.run, events.Heard(at, client, "joined"))
+        )
+        moved = moved.then(given)
     if not free and buffered.stuck(r):
         moved = moved.then(_feed(moved.run, events.Tick(at)))  # nobody is left to ask
     return moved
