@@ -189,8 +189,9 @@ class Ledger:
             items = [self._fold(book), *items]
         orders = self._step(book, change, items)
         # A small sum is taken before the commit, so that the last updates and the next model share one; a large one
-        # in a turn of its own, because its updates should not wait that long to be durable.
-        while self._quick and _folding(book.run) is not None and not wanted:
+        # in a turn of its own, because its updates should not wait that long to be durable. A second sum stands on the
+        # model of the first, which must be stored before it can be read.
+        while self._quick and _folding(book.run) is not None and not wanted and not change.models:
             orders += self._step(book, change, [self._fold(book)])
         return self._commit(book, change, orders)
 

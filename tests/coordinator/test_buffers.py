@@ -192,3 +192,24 @@ def test_the_log_says_who_goes_on(store):
         ["c1", "goes on"],
         ["c2", "goes on"],
     ]
+
+
+def test_three_that_answer_in_one_turn_stand_on_each_others_models(store):
+    """A model that is a file can be read once its row is stored."""
+    lab = asynchronous(store, size=LARGE).open()
+    heard = told(lab, *(answered(lab, name) for name in lab.names))
+    assert [c for c, what, _ in heard if what == "COUNTED"] == lab.names
+    assert [r.stage for r in store.rounds(lab.run.id)][:3] == ["closed"] * 3
+    assert {store.verdict(lab.run.id, 1, name) for name in lab.names} == {("COUNTED", "")}
+
+
+def test_what_became_of_work_is_what_was_heard_of_it_last(store):
+    """A device that fell silent comes back, and its update is heard in the next round, all in one turn."""
+    lab = asynchronous(store, lease=30.0).open()
+    lab.clock.now += 5.0
+    told(lab, runs.Progressed(lab.clock(), "c0"))
+    lab.clock.now += 26.0
+    told(lab, runs.Tick(lab.clock()))
+    assert lab.run.round.silent == {"c1", "c2"}
+    told(lab, offered(lab, "c1", engaged=1), answered(lab, "c0"), answered(lab, "c1"))
+    assert store.verdict(lab.run.id, 1, "c1") == ("COUNTED", "")

@@ -455,7 +455,8 @@ def test_who_comes_back_gets_no_place_that_another_has():
     world.offer("a", engaged=1)
     assert world.run.round.update.awaited == {"b"}
     world.answer("b")
-    assert world.given["a"] == 1, "it is given nothing else while it works"
+    assert world.run.round.update.awaited == {"a"}, "it has its place again, and no other work"
+    assert sum(isinstance(o, effects.Ask) for o in world.told) == 2
     world.answer("a")
     assert world.counted == {(1, "a"): 1, (1, "b"): 1}
 
@@ -538,3 +539,17 @@ def test_a_new_owner_of_a_round_that_is_being_summed_gives_the_same_time():
     assert {work.since for work in run.round.taken.values()} == {480.0}
     assert run.wakes_at is None
     assert runs.step(run, runs.Tick(600.0)).run == run, "nobody is late while a sum is taken"
+
+
+def test_a_silent_device_whose_update_came_is_not_one_that_left():
+    world = World(buffer=2, concurrency=1, min_clients=2)
+    world.offer("a")
+    world.feed(runs.Tick(9.0))
+    world.answer("a")
+    world.feed(runs.Tick(61.0))
+    assert world.run.number == 1, "it waits for a second device"
+    assert not world.run.round.update.left
+    world.now = 62.0
+    world.offer("b")
+    world.answer("b")
+    assert world.counted == {(1, "a"): 1, (1, "b"): 1}

@@ -125,7 +125,7 @@ class World:
         self.secure = seed % 3 == 2 and not rule
         self.liars: dict[int, str] = {}
         self.asynchronous = not self.secure and seed % 7 == 5
-        self.exponent = self.pauses = 0.0
+        self.exponent = self.pauses = self._resume_at = 0.0
         if self.secure:
             n = self._make_secure(rounds)
         elif self.asynchronous:
@@ -190,10 +190,13 @@ class World:
         if self.exponent:
             staleness = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=self.exponent))
         self.pauses = dice.choice([0.0, 0.0, 0.02])
+        # Where turns take their time, more happens in each; and work that is longer than it may be is late.
+        self.mix = replace(self.mix, slow=dice.choice([self.mix.slow, 3.0]))
+        deadline = dice.choice([spec.deadline, spec.deadline, 8.0])
         self.run = koinon.Run(
             "run", model={"x": np.zeros(1)}, strategy=staleness, rounds=spec.rounds, aggregation="open",
             buffer=buffer, min_clients=dice.randint(1, buffer), concurrency=dice.randint(0, 5),
-            staleness=dice.randint(0, 6), codec="raw", max_examples=1, max_clients=8, deadline=spec.deadline,
+            staleness=dice.randint(0, 6), codec="raw", max_examples=1, max_clients=8, deadline=deadline,
             lease=spec.lease, patience=10_000, evaluate=self.evaluates, retention=spec.retention, models=spec.models,
         )  # fmt: skip
 
@@ -324,15 +327,14 @@ class World:
                 gadget.lose_power()
         if self.happens(self.pauses):
             self.tell("the operator pauses the run")
-            self.later(self.dice.choice([1.0, 20.0]), self._resume)
+            self._resume_at = self.loop.now + self.dice.choice([1.0, 20.0])
             self._operate(runs.Paused(0.0))
         self.later(1.0, self._weather)
 
     def _resume(self) -> None:
         """An operator asks until it is so."""
-        if self.laws.sql("SELECT status FROM runs") == [("paused",)]:
+        if self.loop.now >= self._resume_at and self.laws.sql("SELECT status FROM runs") == [("paused",)]:
             self._operate(runs.Resumed(0.0))
-            self.later(2.0, self._resume)
 
     def _operate(self, wanted: runs.Paused | runs.Resumed) -> None:
         for house in self.houses:
@@ -428,6 +430,7 @@ class World:
         while not self.laws.over():
             await asyncio.sleep(5.0)
             self._sound()
+            self._resume()
             self.laws.check()
             self.calm = self.calm or self.loop.now > self.clears_up
             assert self.loop.now < self.clears_up + 4000, f"the run does not end: {self.laws.waiting_for()}"

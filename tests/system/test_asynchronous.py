@@ -11,6 +11,7 @@ import koinon
 from conftest import Coordinator
 from hostile import Device, container, until
 from koinon.operator import Operator
+from koinon.tracking.told import counted_in
 from koinon_coordinator.replay import replay
 from koinon_coordinator.store import Store
 from koinon_coordinator.store.upkeep import check, opened
@@ -141,6 +142,7 @@ def test_fedbuff_ends_where_its_closed_form_says(hands, kill):
     assert seen(house, "buff").run.status == "finished"
     metrics = {r.number: dict(r.metrics) for r in seen(house, "buff").rounds}
     assert (metrics[4]["staleness"], metrics[4]["updates"]) == (1.5, 2.0)
+    assert {counted_in(r) for r in seen(house, "buff").rounds} == {2}, "whichever rounds gave them their work"
     one.gone()
     assert house.stop() == 0
     with contextlib.closing(Store(house.url)) as store:

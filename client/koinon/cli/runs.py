@@ -24,6 +24,7 @@ from koinon.cli.output import (
     table_of,
 )
 from koinon.operator import Operator
+from koinon.tracking.told import counted_in
 from koinon_core.errors import NotFound, RunEnded, UsageError
 from koinon_core.wire.v1 import runs_pb2 as pb
 
@@ -157,7 +158,7 @@ def _rounds_table(rounds: Any) -> Table:
             elapsed(r.opened_at, r.asked_at), elapsed(r.asked_at, r.folding_at), elapsed(r.folding_at, r.closed_at),
         )  # fmt: skip
         rows.append((
-            str(r.number), _status(r), _counted(r), _partial(r, _taken(r)), size(r.bytes_up),
+            str(r.number), _status(r), _counted(r), _partial(r, counted_in(r)), size(r.bytes_up),
             figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0 and not r.secure), size(r.bytes_down),
             "+".join(filter(None, phases)), figure(r.upload_s, r.upload_s > 0), figure(r.fold_s, r.fold_s > 0),
             _metrics(r),
@@ -174,24 +175,18 @@ def _partial(r: pb.RoundInfo, counted: int) -> str:
     return str(round(r.metrics["partial"] * counted)) if "partial" in r.metrics else ""
 
 
+def _counted(r: pb.RoundInfo) -> str:
+    """How many updates are in the round's sum, and of how many devices that were asked; what an asynchronous round sums
+    was perhaps asked for before it, so of that how many models old it was."""
+    if "staleness" in r.metrics:
+        return f"{counted_in(r)}, {r.metrics['staleness']:.2g} old"
+    return f"{counted_in(r)}/{len(r.participants)}"
+
+
 def _status(r: pb.RoundInfo) -> str:
     """What became of the round, or what it is collecting."""
     status = r.status if r.kind == "train" else "evaluation"
     return ", ".join(filter(None, (status, _attempt(r), _secure(r))))
-
-
-def _taken(r: pb.RoundInfo) -> int:
-    """How many updates made the round's model."""
-    return int(r.metrics.get("updates", sum(p.status == "counted" for p in r.participants)))
-
-
-def _counted(r: pb.RoundInfo) -> str:
-    """How many of those who were asked counted; of an asynchronous round, how many updates it took and how many models
-    old they were, because those whom it asked may count in a later one."""
-    if "staleness" in r.metrics:
-        return f"{r.metrics['updates']:g}, {r.metrics['staleness']:.2g} old"
-    counted = sum(p.status == "counted" for p in r.participants)
-    return f"{counted}/{len(r.participants)}"
 
 
 def _metrics(r: pb.RoundInfo) -> str:
@@ -219,12 +214,13 @@ def watch(
                 if r.status not in ("closed", "abandoned") or r.number in told:
                     continue
                 told.add(r.number)
+                counted = counted_in(r)
                 if json:
                     print(encoder.dumps(as_dict(r)), flush=True)
                 else:
                     end = (", secure" if r.secure else "") + (f": it {r.reason}" if r.reason else "")
                     out.print(
-                        f"round {r.number} {r.kind} {r.status}{end}, {_taken(r)} counted, {size(r.bytes_up)} up, "
+                        f"round {r.number} {r.kind} {r.status}{end}, {counted} counted, {size(r.bytes_up)} up, "
                         f"{size(r.bytes_down)} down, {elapsed(r.opened_at, r.closed_at)} s  {_metrics(r)}"
                     )
             run = seen.run

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from koinon.tracking.told import RoundEnd, RunStart, Tracker, Trackers, unnamed
+from koinon.tracking.told import RoundEnd, RunStart, Tracker, Trackers, counted_in, unnamed
 from koinon_core.errors import KoinonError, UsageError
 from koinon_core.flow.central import is_central
 
@@ -187,7 +187,7 @@ class _Known:
         timed = r.opened_at and r.closed_at
         return RoundEnd(
             number=r.number, kind=r.kind, status=r.status, reason=self.unnamed(r.reason),
-            participants=len(r.participants), counted=sum(p.status == "counted" for p in r.participants),
+            participants=len(r.participants), counted=counted_in(r),
             metrics=dict(r.metrics), bytes_up=r.bytes_up, bytes_down=r.bytes_down,
             seconds=max(0.0, r.closed_at - r.opened_at) if timed else None, closed_at=r.closed_at or None,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from koinon_core.errors import KoinonError, UsageError
 
-__all__ = ["RoundEnd", "RunStart", "Tracker", "Trackers", "unnamed"]
+__all__ = ["RoundEnd", "RunStart", "Tracker", "Trackers", "counted_in", "unnamed"]
 
 _log = logging.getLogger("koinon")
 
@@ -126,6 +126,14 @@ def _blame(tracker: Tracker, what: str, error: Exception) -> KoinonError:
     )
     made.__cause__ = error
     return made
+
+
+def counted_in(r: Any) -> int:
+    """How many updates are in a round's sum. Those of an asynchronous round are among the participants of the rounds
+    that gave them their work, so it says how many they are."""
+    if "updates" in r.metrics:
+        return int(r.metrics["updates"])
+    return sum(p.status == "counted" for p in r.participants)
 
 
 def unnamed(text: str, names: Iterable[str]) -> str:

@@ -356,8 +356,7 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
     """Rows of rounds and of their participants, as far as they differ from what is there."""
     known = change.before.round if change.before is not None else None
     rows: list[dict[str, Any]] = []
-    heard: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
+    people: dict[tuple[int, str], dict[str, Any]] = {}
     answered = {
         (n, e.client): e.at
         for n, e in change.events
@@ -381,11 +380,15 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
                 continue
             asked_in, client, status, reason = about
             row = {"run": run, "round": asked_in, "client": client, "status": status, "reason": reason}
-            at = answered.get((number, client))
-            (others if at is None else heard).append(row if at is None else {**row, "answered_at": at})
+            if (number, client) in answered:
+                row["answered_at"] = answered[number, client]
+            # The work of one round may be heard of in the next: what came last holds.
+            people[asked_in, client] = row
     moving = ("stage", "reason", "asked_at", "folding_at", "ended_at", "bytes_down", "link", "head", "fold_s")
     _upsert(tx, models.Round, rows, ("run", "number"), moving)
     key = ("run", "round", "client")
+    heard = [row for row in people.values() if "answered_at" in row]
+    others = [row for row in people.values() if "answered_at" not in row]
     _upsert(tx, models.Participant, heard, key, ("status", "reason", "answered_at"))
     _upsert(tx, models.Participant, others, key, ("status", "reason"))
 

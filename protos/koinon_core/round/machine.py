@@ -144,7 +144,9 @@ def _updated(r: Round, event: Heard) -> tuple[Round, Effects]:
         return r, refuse(r, client, r.update.left[client])
     if r.stage != "update":
         return r, refuse(r, client, late(r))
-    r = replace(r, update=r.update.hear(client, event.digest), silent=r.silent - {client})
+    back = {c: reason for c, reason in r.update.left.items() if c != client}
+    update = replace(r.update.hear(client, event.digest), left=back)
+    r = replace(r, update=update, silent=r.silent - {client})
     r, effects = _settle(r, event.at)
     return r, (Receipt(client, r.round_of(client), "STAGED"), *effects)
 

@@ -58,7 +58,8 @@ _LINKS = 8  # of the history, at hand for the next Ask
 @dataclass(frozen=True, slots=True)
 class Standing:
     """An attached device: whether it waits for work now, whether it evaluates models, the model that it keeps, the
-    labels that it was given, what it says of itself, and why it may not be in a round, if it may not."""
+    labels that it was given, what it says of itself, why it may not be in a round, if it may not, and the round whose
+    work it had when it offered itself."""
 
     ready: bool
     evaluates: bool
@@ -66,6 +67,7 @@ class Standing:
     labels: Mapping[str, str] = field(default_factory=dict)
     able: Mapping[str, float] = field(default_factory=dict)
     misfit: str = ""
+    engaged: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +344,7 @@ def _offered(run: Run, fact: Offered) -> Moved:
     run = _follows(_renew(run, fact.client, fact.at), fact.client)
     standing = Standing(
         ready=True, evaluates=fact.evaluates, held=fact.held, labels=fact.labels, able=fact.able,
-        misfit=run.spec.selecting.misfit(fact.labels, fact.able, fact.evaluates),
+        misfit=run.spec.selecting.misfit(fact.labels, fact.able, fact.evaluates), engaged=fact.engaged,
     )  # fmt: skip
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
@@ -380,16 +382,21 @@ def _labelled(run: Run, client: str, labels: Mapping[str, str], at: float) -> Mo
     return _welcome(replace(run, devices=devices), client, at)
 
 
-def _back(run: Run, work: Taken, at: float) -> Moved:
-    """A device that fell silent is there again, and still has its work: it gets its place back, if there is one.
-    Otherwise it works on without, and is given nothing else meanwhile."""
-    r, client = run.round, work.client
-    run = replace(run, devices={**run.devices, client: replace(run.devices[client], ready=False)})
+def _back(run: Run, client: str, at: float) -> Moved:
+    """A device that fell silent is there again, and still has its work: it has its place again."""
+    r = run.round
     assert r is not None
-    if len(r.update.awaited) >= r.terms.concurrency or work.since + r.terms.deadline <= at:
-        return Moved(run)
     run = _renew(replace(run, leases={**run.leases, client: 0.0}), client, at)
-    return _feed(run, events.Carried(at, (work,)))
+    return _feed(run, events.Carried(at, (r.taken[client],)))
+
+
+def _still_works(run: Run, client: str, at: float) -> bool:
+    """Whether a device that fell silent has said since that it has its work, and has time for it."""
+    r = run.round
+    if r is None or client not in r.silent or client not in run.devices:
+        return False
+    work = r.taken[client]
+    return run.devices[client].engaged == work.round and work.since + r.terms.deadline > at
 
 
 def _eligible(run: Run, client: str) -> bool:
@@ -426,6 +433,9 @@ def _tick(run: Run, at: float) -> Moved:
         if current.round is None or current.round.over:
             break
         rest = {c: t for c, t in current.leases.items() if c != client}
+        if client in current.devices:  # whatever it said is as old as its lease
+            there = replace(current.devices[client], engaged=0)
+            current = replace(current, devices={**current.devices, client: there})
         lapsed = f"nothing was heard of it for {run.spec.lease:g} s"
         moved = moved.then(_feed(replace(current, leases=rest), events.Left(at, client, "LEASE", lapsed)))
     if moved.run.gather is not None:
@@ -511,8 +521,8 @@ def _offered_work(run: Run, r: Round, fact: Offered) -> Moved:
     if r.awaits(client):
         lost = fact.engaged != r.round_of(client)  # its work, which it will not answer any more
         return _feed(run, events.Heard(at, client, "joined")) if lost else Moved(run)
-    if client in r.silent and fact.engaged == r.round_of(client):
-        return _back(run, r.taken[client], at)
+    if len(r.update.awaited) < r.terms.concurrency and _still_works(run, client, at):
+        return _back(run, client, at)
     return _filled(Moved(run), at)
 
 
@@ -531,7 +541,12 @@ def _filled(moved: Moved, at: float) -> Moved:
     busy = r.update.awaited
     free = [c for c in run.devices if _eligible(run, c) and c not in busy and r.gives(c)] if room > 0 else []
     for client in sorted(free, key=lambda c: rank(run.spec.seed, r.terms.round, c))[:room]:
-        moved = moved.then(_feed(moved.run, events.Heard(at, client, "joined")))
+        # Whoever has its work still gets its place, and no other work.
+        again = _still_works(moved.run, client, at)
+        given = (
+            _back(moved.run, client, at) if again else _feed(moved.run, events.Heard(at, client, "joined"))
+        )
+        moved = moved.then(given)
     if not free and buffered.stuck(r):
         moved = moved.then(_feed(moved.run, events.Tick(at)))  # nobody is left to ask
     return moved
