@@ -302,9 +302,9 @@ READS = {"List", "Get", "Watch", "Export", "Audit", "Replay", "Updates"}
 MAY = {
     "device": {"Attend", "Download", "Upload", "Stat", "Renew"},
     "viewer": READS | {"Renew", "ListDevices"},
-    "operator": READS | {"Renew", "ListDevices", "Create", "Control"},
+    "operator": READS | {"Renew", "ListDevices", "Create", "Control", "Measure"},
     "admin": READS
-    | {"Renew", "Create", "Control"}
+    | {"Renew", "Create", "Control", "Measure"}
     | {m.name for m in vars(DIRECTORY).values() if isinstance(m, Method)},
 }
 
