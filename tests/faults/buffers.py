@@ -285,14 +285,19 @@ class BufferLaws:
 
     # -- at the end -------------------------------------------------------------------------------------------
 
-    def expected_change(self, number: int) -> float:
-        """What the round's model differs from the one before by: the powers of two of those in it, as their age lets
-        them count, over how many they are."""
+    def expected_change(self, number: int, models: list[float]) -> float:
+        """What the round's model differs from the newest of these, which were made before it, by: the powers of two of
+        those in it, as their age lets them count, over how many they are; or half the way to the mean of their
+        models."""
         now, exponent = self.buffers[number], self.world.exponent
         total = 0.0
         for client in now.heard:
-            age = now.terms.version - now.work[client].version
-            total += round((1 + age) ** -exponent * 2**40) / 2**40 * 2.0 ** -int(client[1:])
+            began = now.work[client].version
+            made = 2.0 ** -int(client[1:])
+            if self.world.mixes:
+                total += 0.5 * (models[began] + made - models[-1])
+            else:
+                total += round((1 + now.terms.version - began) ** -exponent * 2**40) / 2**40 * made
         return total / len(now.heard)
 
     def check_round(self, r: Round) -> set[tuple[int, str]]:

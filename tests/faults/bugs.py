@@ -782,8 +782,8 @@ BUGS = (
         name="back-though-another-has-its-place",
         breaks="no more devices are at work than the run wants",
         file=f"{_CORE}/run/machine.py",
-        old="    if len(r.update.awaited) >= r.terms.concurrency or work.since",
-        new="    if work.since",
+        old="if len(r.update.awaited) < r.terms.concurrency and _still_works(",
+        new="if _still_works(",
         seed=355,
     ),
     Bug(

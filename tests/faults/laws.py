@@ -373,7 +373,7 @@ class Laws:
         assert len(trained) == spec.rounds, "not as many models as asked for"
         models = {n: rest for n, *rest in self.sql("SELECT round, digest, state, down, kept FROM models")}
         counted: set[tuple[int, str]] = set()
-        facts, x, last = [], 0.0, 0
+        facts, x, last, made = [], 0.0, 0, [0.0]
         for number, stage, link, terms in rounds:
             stored = self.stored(number)
             r = self._lived(stored)
@@ -386,13 +386,14 @@ class Laws:
             assert r.terms.down == down or not down, f"round {number} does not stand on the newest state"
             if r.buffered:
                 counted |= self.buffers.check_round(r)
-                change = self.buffers.expected_change(number) if stage == "closed" else 0.0
+                change = self.buffers.expected_change(number, made) if stage == "closed" else 0.0
             else:
                 accepted = self._check_accepted(r)
                 counted |= {(number, c) for c in accepted}
                 change = sum(2.0 ** -int(c[1:]) for c in accepted) / max(1, len(accepted))
             if number in trained:
                 x, last = self._check_model(store, number, models[number], x + change), number
+                made.append(x)
                 assert models[number][:2] == [r.made.model, r.made.state] or not models[number][1]
             else:
                 assert number not in models, "an abandoned round made a model"

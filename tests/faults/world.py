@@ -126,6 +126,7 @@ class World:
         self.liars: dict[int, str] = {}
         self.asynchronous = not self.secure and seed % 7 == 5
         self.exponent = self.pauses = self._resume_at = 0.0
+        self.mixes = False
         if self.secure:
             n = self._make_secure(rounds)
         elif self.asynchronous:
@@ -184,17 +185,20 @@ class World:
         """The same weather over a run whose rounds wait for nobody in particular."""
         dice, spec = self.dice, self.run.spec
         buffer = dice.randint(1, min(3, n))
-        self.exponent = dice.choice([0.0, 0.0, 1.0])
-        # One with its steps from the examples, the other without: all have one.
-        staleness = koinon.FedBuff(exponent=0.0)
-        if self.exponent:
-            staleness = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=self.exponent))
+        # A device's power of two whole; as its age lets it count; or its model, mixed with the newest.
+        kind = dice.choice(["whole", "aged", "mixed"])
+        self.exponent, self.mixes = float(kind == "aged"), kind == "mixed"
+        strategy: koinon.Strategy = koinon.FedBuff(exponent=0.0)
+        if kind == "aged":
+            strategy = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=1.0))
+        if kind == "mixed":
+            strategy = koinon.FedAsync(alpha=0.5, rule="constant")
         self.pauses = dice.choice([0.0, 0.0, 0.02])
         # Where turns take their time, more happens in each; and work that is longer than it may be is late.
         self.mix = replace(self.mix, slow=dice.choice([self.mix.slow, 3.0]))
         deadline = dice.choice([spec.deadline, spec.deadline, 8.0])
         self.run = koinon.Run(
-            "run", model={"x": np.zeros(1)}, strategy=staleness, rounds=spec.rounds, aggregation="open",
+            "run", model={"x": np.zeros(1)}, strategy=strategy, rounds=spec.rounds, aggregation="open",
             buffer=buffer, min_clients=dice.randint(1, buffer), concurrency=dice.randint(0, 5),
             staleness=dice.randint(0, 6), codec="raw", max_examples=1, max_clients=8, deadline=deadline,
             lease=spec.lease, patience=10_000, evaluate=self.evaluates, retention=spec.retention, models=spec.models,
