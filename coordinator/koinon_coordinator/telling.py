@@ -10,7 +10,7 @@ from koinon_core.round import effects, events
 from koinon_core.round.machine import Round, step
 from koinon_core.round.terms import Terms
 from koinon_core.run import Fact, Order, Run
-from koinon_core.run.machine import WORK
+from koinon_core.run.state import WORK
 from koinon_core.secure.sessions import Sessions
 from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb

@@ -94,7 +94,7 @@ BUGS = (
     Bug(
         name="one-round-too-many",
         breaks="a run makes as many models as it was asked for",
-        file=f"{_CORE}/run/machine.py",
+        file=f"{_CORE}/run/state.py",
         old="return self.closed < self.spec.rounds and not stopped",
         new="return self.closed <= self.spec.rounds and not stopped",
     ),
@@ -271,7 +271,7 @@ BUGS = (
     Bug(
         name="no-timer-for-leases",
         breaks="whoever is gone is given up after its lease",
-        file=f"{_CORE}/run/machine.py",
+        file=f"{_CORE}/run/state.py",
         old="for t in (self.round.wakes_at, *self.leases.values())",
         new="for t in (self.round.wakes_at,)",
         seed=15,
@@ -287,7 +287,7 @@ BUGS = (
     Bug(
         name="abandoned-not-in-the-head",
         breaks="the head goes over every round",
-        file=f"{_CORE}/run/machine.py",
+        file=f"{_CORE}/run/feeding.py",
         old="head=history.extend(run.head, link), links=newest)",
         new="head=history.extend(run.head, link) if closes[0].counted else run.head, links=newest)",
     ),
@@ -575,11 +575,11 @@ BUGS = (
     Bug(
         name="no-lease-in-a-session",
         breaks="whoever is gone is given up after its lease, in every collection",
-        file=f"{_CORE}/run/machine.py",
-        old="    return _renew(replace(run, devices=devices, leases={client: 0.0, **run.leases}), client, at)",
+        file=f"{_CORE}/run/feeding.py",
+        old="    return renew(replace(run, devices=devices, leases={client: 0.0, **run.leases}), client, at)",
         new="    run = replace(run, devices=devices)\n"
-        "    if run.round is not None and not _is_work(run.round):\n        return run\n"
-        "    return _renew(replace(run, leases={client: 0.0, **run.leases}), client, at)",
+        "    if run.round is not None and not is_work(run.round):\n        return run\n"
+        "    return renew(replace(run, leases={client: 0.0, **run.leases}), client, at)",
         seed=32,
     ),
     Bug(
@@ -684,7 +684,7 @@ BUGS = (
     Bug(
         name="a-buffer-forgets-who-works",
         breaks="whoever works when a buffer is full goes on, and is waited for in the next one",
-        file=f"{_CORE}/run/machine.py",
+        file=f"{_CORE}/run/giving.py",
         old="return tuple(r.taken[c] for c in sorted(r.update.awaited)) if",
         new="return tuple(r.taken[c] for c in sorted(r.update.awaited)[1:]) if",
         seed=12,
@@ -773,7 +773,7 @@ BUGS = (
     Bug(
         name="one-more-at-work",
         breaks="no more devices are at work than the run wants",
-        file=f"{_CORE}/run/machine.py",
+        file=f"{_CORE}/run/giving.py",
         old="    room = r.terms.concurrency - len(r.update.awaited)\n",
         new="    room = r.terms.concurrency - len(r.update.awaited) + 1\n",
         seed=12,
@@ -781,7 +781,7 @@ BUGS = (
     Bug(
         name="back-though-another-has-its-place",
         breaks="no more devices are at work than the run wants",
-        file=f"{_CORE}/run/machine.py",
+        file=f"{_CORE}/run/giving.py",
         old="if len(r.update.awaited) < r.terms.concurrency and _still_works(",
         new="if _still_works(",
         seed=355,
@@ -805,7 +805,7 @@ BUGS = (
     Bug(
         name="late-while-the-buffer-is-summed",
         breaks="whoever works on answers into the next buffer",
-        file=f"{_CORE}/run/machine.py",
+        file=f"{_CORE}/run/state.py",
         old="            and isinstance(fact, Offered | Answered | Resigned | Gone)\n",
         new="            and isinstance(fact, Gone)\n",
         seed=12,

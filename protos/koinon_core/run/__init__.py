@@ -26,8 +26,9 @@ from koinon_core.run.facts import (
     Unfoldable,
     Voiced,
 )  # fmt: skip
-from koinon_core.run.machine import Moved, Run, Standing, rank, start, step
+from koinon_core.run.machine import start, step
 from koinon_core.run.orders import Finish, Open, Order, Recall, Status
+from koinon_core.run.state import Moved, Run, Standing, rank
 
 __all__ = [
     "Ahead", "Answered", "Cancelled", "Fact", "Finish", "Folded", "Gone", "Labelled", "Measured", "Moved", "Offered",

@@ -22,7 +22,7 @@ from koinon_core.selection.rule import EXAMPLES
 from koinon_core.selection.traits import Seen
 
 if TYPE_CHECKING:
-    from koinon_core.run.machine import Run
+    from koinon_core.run.state import Run
 
 __all__ = ["Gather", "begin", "complete", "draw", "enough", "misfits", "present", "sentence", "size"]
 

@@ -1,0 +1,67 @@
+"""What follows the end of a round: it is counted, and another is opened, or the run is over."""
+
+from dataclasses import replace
+
+from koinon_core.flow.best import Found
+from koinon_core.round import effects
+from koinon_core.run.orders import Finish, Open, Status
+from koinon_core.run.state import Moved, Run
+
+__all__ = ["asks_for_losses", "better", "finish", "go_on", "over"]
+
+
+def over(run: Run, close: effects.Close) -> Moved:
+    """A round ended: count it, and open the next or finish."""
+    if run.status == "cancelled":
+        return Moved(run)
+    if run.kind == "evaluate":
+        return finish(run, "finished", _told(run))
+    if asks_for_losses(run):
+        run = replace(run, streak=run.streak if close.counted else run.streak + 1)
+    elif not _short(run):
+        run = replace(
+            run,
+            closed=run.closed + close.counted,
+            streak=0 if close.counted else run.streak + 1,
+        )
+    if run.streak >= run.spec.patience:
+        return finish(
+            run, "failed", f"{run.streak} rounds in a row were abandoned; the last one {close.reason}"
+        )
+    # Those who work for a buffer answer into the next one; while the run is paused nobody is given more work.
+    return go_on(run) if run.status == "running" or (run.spec.buffer and run.trains) else Moved(run)
+
+
+def go_on(run: Run) -> Moved:
+    if run.trains:
+        return Moved(run, (), (Open(max(run.number, run.beyond) + 1),))
+    fewest = run.spec.quorum if run.spec.aggregation == "secure" else 1
+    if run.spec.evaluate and run.kind == "train" and run.evaluators >= fewest:
+        return Moved(replace(run, kind="evaluate"), (), (Open(max(run.number, run.beyond) + 1),))
+    return finish(run, "finished", _told(run))
+
+
+def finish(run: Run, status: Status, reason: str) -> Moved:
+    return Moved(replace(run, status=status, reason=reason), (), (Finish(status, reason),))
+
+
+def _told(run: Run) -> str:
+    best = run.spec.watch
+    early = best is not None and best.ends(run.best) and run.closed < run.spec.rounds
+    why = f" early: {best.sentence(run.best)}" if early and best is not None and run.best is not None else ""
+    return f"{run.closed} rounds closed{why}"
+
+
+def better(run: Run, watched: tuple[int, float] | None) -> Found | None:
+    best = run.spec.watch
+    return run.best if best is None or watched is None else best.after(run.best, *watched)
+
+
+def asks_for_losses(run: Run) -> bool:
+    """Whether the round asks for losses, by which those of the next one are chosen."""
+    return run.kind == "train" and run.round is not None and run.round.terms.kind == "evaluate"
+
+
+def _short(run: Run) -> bool:
+    """Whether the round ended because too few were drawn: that is chance, and nobody's failure."""
+    return run.spec.selecting.rule == "poisson" and run.round is not None and not run.round.update.asked
