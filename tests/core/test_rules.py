@@ -62,6 +62,41 @@ def walk(strategy, deltas):
         yield float(x["x"][0])
 
 
+def handed(strategy, **work):
+    given = {"examples": 10, "steps": 5, "lr": 0.1, "norm": 5.0, "loss_before": 1.0, **work}
+    return strategy.finish({}, {}, Work(**given), Up(Tensors({"x": np.ones(3)})))
+
+
+def test_fednova_has_room_for_a_million_examples_in_hundreds_of_thousands_of_steps():
+    sent = handed(FedNova(), examples=1 << 20, norm=9e5)
+    assert sent.totals["tau"] == (1 << 20) * 9e5 <= FedNova().totals()["tau"]
+
+
+@pytest.mark.parametrize(("examples", "norm"), [(60_000, 17_000.0), (1, 1.1e9), (1 << 20, 1001.0)])
+def test_fednova_says_which_bound_would_have_room_for_a_device(examples, norm):
+    with pytest.raises(
+        LocalProtocolError, match=r"beyond what FedNova\(most=1e\+09\) sums; make the run with most = "
+    ) as e:
+        handed(FedNova(most=1e9), examples=examples, norm=norm)
+    wanted = float(str(e.value).partition("with most = ")[2].partition(",")[0])
+    assert handed(FedNova(most=wanted), examples=examples, norm=norm).totals["tau"] <= wanted <= 1e10
+    assert handed(FedNova(most=1e9), examples=10, norm=1e8).totals["tau"] == 1e9, "all of it may be used"
+
+
+def test_fednovas_bound_is_of_what_it_sums_under_a_proximal_term_too():
+    with pytest.raises(LocalProtocolError, match="steps of the length 200 are beyond"):
+        handed(FedNova(most=1000), steps=200, mu=0.5)
+    assert handed(FedNova(most=1000), steps=100, norm=1e6, mu=0.5).totals["tau"] == 1000
+
+
+def test_qfedavg_says_that_an_update_is_too_long_for_its_sum():
+    with pytest.raises(
+        LocalProtocolError, match=r"norm 1.73 at the rate 1e-12 adds 3e\+12 .* its most = 1e\+09"
+    ):
+        handed(QFedAvg(), lr=1e-12)
+    assert handed(QFedAvg(most=1e13), lr=1e-12).totals["h"] <= 1e13
+
+
 @pytest.mark.parametrize("strategy", SCALARS, ids=lambda s: type(s).__name__)
 def test_adaptive_rules_follow_the_paper_step_by_step(strategy):
     assert list(walk(strategy, (1.0, 1.0, -0.5, 0.25, 0.0))) == pytest.approx(SCALARS[strategy], abs=1e-10)

@@ -23,7 +23,8 @@ class FedNova(Base):
     finite learning rate it is not always nearer than FedAvg's.
 
     `steps` is a usual |a|: updates are sent in proportion to it, and where every device has that one, FedNova is FedAvg
-    bit for bit. `most` is the largest examples * |a| of a device, which sums are sized for.
+    bit for bit. `most` is the largest examples * |a| of a device, which sums are sized for: a million examples in a
+    million steps. A device beyond it says so, and is not in the sum.
     """
 
     elementwise: ClassVar[bool] = True
@@ -32,7 +33,7 @@ class FedNova(Base):
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.RESCALES})
     lr: float = 1.0
     steps: float = 1.0
-    most: float = 1e9
+    most: float = 1e12
 
     def __post_init__(self) -> None:
         if not (self.steps > 0 and self.most > 0):
@@ -50,8 +51,16 @@ class FedNova(Base):
                 "SGD, or take another strategy"
             )
         length = float(work.steps) if work.mu else work.norm
+        tau = work.examples * length
+        if tau > self.most:
+            enough = math.ceil(math.log10(tau))
+            raise LocalProtocolError(
+                f"{work.examples} examples in steps of the length {length:g} are beyond what "
+                f"FedNova(most={self.most:g}) sums; make the run with most = 1e{enough}, or let devices take fewer "
+                "steps"
+            )
         delta = up.delta * (self.steps / work.norm)
-        return replace(up, delta=delta, totals={**up.totals, "tau": work.examples * length})
+        return replace(up, delta=delta, totals={**up.totals, "tau": tau})
 
     def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:
         tau = agg.totals["tau"] / agg.weight / self.steps
@@ -108,6 +117,11 @@ class QFedAvg(Base):
         share = loss**self.q
         # |G|^2 / L = |Delta|^2 L, and one F of the power is that of the unit.
         h = self.q * loss ** (self.q - 1) * up.delta.dot(up.delta) / (work.lr * self.loss) + share
+        if not h <= self.most:  # NaN is not
+            raise LocalProtocolError(
+                f"an update of the norm {up.delta.norm():.3g} at the rate {work.lr:g} adds {h:.3g} to what QFedAvg "
+                f"divides by, beyond its most = {self.most:g}; train less, or make the run with a larger most"
+            )
         return replace(up, delta=up.delta * share, totals={**up.totals, "h": h})
 
     def server(self, s: State, agg: Agg, rng: Rng) -> tuple[Agg, State]:
