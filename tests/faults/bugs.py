@@ -787,12 +787,12 @@ BUGS = (
         seed=390,
     ),
     Bug(
-        name="given-and-never-told",
+        name="given-as-the-buffer-fills-and-never-told",
         breaks="whoever is given work hears of it",
-        file=f"{_COORDINATOR}/ledger.py",
-        old="if not isinstance(o, effects.Ask) or o.client in on]",
-        new="if not isinstance(o, effects.Ask)]",
-        seed=138,
+        file=f"{_COORDINATOR}/telling.py",
+        old="if r is not None and r.buffered and client in r.update.awaited and not r.over:",
+        new='if r is not None and r.buffered and client in r.update.awaited and r.stage == "update":',
+        seed=691,
     ),
     Bug(
         name="asked-for-another-rounds-work",
@@ -816,7 +816,7 @@ BUGS = (
         file=f"{_CORE}/run/machine.py",
         old="    if r.buffered:  # devices work on while a sum is taken\n        open_ = r.update\n",
         new="",
-        seed=12,
+        seed=789,
     ),
     Bug(
         name="staged-in-another-rounds-name",
