@@ -264,18 +264,39 @@ class BufferLaws:
             assert rows, f"{client} works on {model[:12]}, which is gone"
         for gadget in self.world.gadgets:
             self._knows(now, gadget)
+        for run in (
+            d.run
+            for house in self.world.houses
+            if self._driven(house)
+            for d in house.federation.drivers.values()
+        ):
+            if run.round is not None and run.round.terms == now.terms and run.round.stage == "update":
+                endless = run.round.update.awaited - run.leases.keys()
+                assert not endless, f"{endless} may be silent for ever"
 
     def _knows(self, now: Buffer, gadget: Any) -> None:
+        """Whoever is there and idle is not waited for, and is given work where there is some for it."""
         name, stream, time = gadget.name, gadget.stream, self.world.loop.now
         there = gadget.alive and stream is not None and stream.open and self._driven(stream.house)
         idle = there and gadget.talk._clear and gadget.talk.member.stage in ("idle", "offered")
-        waits = (stream, now.work[name]) if idle and name in now.awaited else None
+        room = len(now.awaited) < now.terms.concurrency and name not in now.heard.keys() | now.gone
+        given = now.work[name] if name in now.awaited else None
+        waits = (stream, now.terms.round, given) if idle and (given or (room and self._gives())) else None
         if waits is None or self._idle.get(name, (None, 0.0))[0] != waits:
             self._idle[name] = waits, time
-        else:
-            assert time - self._idle[name][1] <= _UNTOLD, (
-                f"{name} is waited for since {time - self._idle[name][1]} s, and knows nothing of it"
-            )
+            return
+        for_ = time - self._idle[name][1]
+        assert given is None or for_ <= _UNTOLD, (
+            f"{name} is waited for since {for_} s, and knows nothing of it"
+        )
+        assert for_ <= 2 * _UNTOLD, f"{name} is free since {for_} s, and is given nothing"
+
+    def _gives(self) -> bool:
+        """Whether the open round gives work now: it is not being summed, and nobody has paused the run."""
+        status, stage = self.laws.sql(
+            "SELECT s.status, r.stage FROM runs s JOIN rounds r ON r.run=s.id AND r.number=s.number"
+        )[0]
+        return (status, stage) == ("running", "update")
 
     def _driven(self, house: Any) -> bool:
         """Whether this coordinator has the run, and no turn of it is in doubt."""
@@ -305,6 +326,8 @@ class BufferLaws:
         number = r.terms.round
         now = self.buffers[number]
         assert now.over == r.stage or r.reason.startswith("had its time"), f"round {number} {r.reason}"
+        # Nothing here makes a sum impossible.
+        assert r.stage == "closed" or r.reason.startswith("had its time"), f"round {number} {r.reason}"
         assert set(now.heard) == set(r.update.heard), f"round {number} heard {set(now.heard)}"
         if r.stage == "closed":
             assert now.awaited == r.update.awaited, f"round {number} leaves {now.awaited} at work"
