@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Self, cast, get_args
 
-from koinon_core import codecs
+from koinon_core import codecs, settings
 from koinon_core.canonical import canonical, digest_of
 from koinon_core.errors import UsageError
 from koinon_core.flow.best import Best
@@ -152,7 +152,7 @@ class RunSpec:
                 raise UsageError(f"{each.name} in the run's config has more than 63 bits")
         if self.secure:
             rules.check_fewest(self)
-        self._check_numbers()
+        settings.check_numbers(self)
         if not _NAME.fullmatch(self.name):
             raise UsageError(
                 f"a run cannot be called {self.name!r}: use letters, digits, '.', '_' and '-', at most 64 of them"
@@ -176,7 +176,7 @@ class RunSpec:
         if self.downlink not in ("delta", "snapshot"):
             raise UsageError(f"downlink = {self.downlink!r} must be 'delta' or 'snapshot'")
         for name in ("retention", "models"):
-            _rounds_kept(name, getattr(self, name))
+            settings.rounds_kept(name, getattr(self, name))
         if self.secure:
             if self.retention == _LATER["retention"]:  # nothing was said
                 object.__setattr__(self, "retention", "none")
@@ -213,69 +213,6 @@ class RunSpec:
                 canonical(getattr(self, name))
             except (TypeError, ValueError, RecursionError) as error:
                 raise UsageError(f"the run's [{name}] must hold plain values: {error}") from error
-
-    def _check_numbers(self) -> None:
-        at_least = {
-            "rounds": 1, "min_clients": 1, "max_clients": 1, "max_examples": 1, "patience": 1, "seed": 0,
-            "over_selection": 1, "join_wait": 0, "groups": 1, "evaluate_every": 1, "buffer": 0, "concurrency": 0,
-            "staleness": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise UsageError(f"{name} must be at least {least}, it is {getattr(self, name)}")
-        for name in ("over_selection", "join_wait"):
-            if not math.isfinite(getattr(self, name)):
-                raise UsageError(f"{name} must be a finite number, it is {getattr(self, name)}")
-        rules.check_numbers(self)
-        for name in ("deadline", "lease", "bound"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be a number above 0, it is {value}")
-        if self.clients is not None and self.clients < self.min_clients:
-            raise UsageError(
-                f"a round of clients = {self.clients} can never have min_clients = {self.min_clients}; raise "
-                "clients or lower min_clients"
-            )
-        if self.clients is not None and not self.clients * self.over_selection < 1 << 63:
-            raise UsageError(f"over_selection = {self.over_selection} of {self.clients} clients is no number")
-        if self.population is not None and self.population < self.min_clients:
-            raise UsageError(
-                f"population = {self.population} is smaller than min_clients = {self.min_clients}: no round "
-                "could ever close"
-            )
-        self._check_buffer()
-        if self.devices < self.min_clients:
-            raise UsageError(f"max_clients = {self.max_clients} is below min_clients = {self.min_clients}")
-
-    def _check_buffer(self) -> None:
-        """What an asynchronous run cannot have."""
-        if not self.buffer:
-            if self.concurrency:
-                raise UsageError(
-                    f"concurrency = {self.concurrency} is about asynchronous runs: set buffer to the number of updates "
-                    "that make a model, or use clients"
-                )
-            return
-        if self.secure:
-            raise UsageError(
-                f"buffer = {self.buffer} makes the run asynchronous, and a secure sum is one of updates of the same "
-                "model; say aggregation = 'open', or drop buffer: with keys = 'ready' and over_selection slow devices "
-                "hold up no secure round either"
-            )
-        if self.clients is not None or self.over_selection != 1.0:
-            raise UsageError(
-                f"in a run with buffer = {self.buffer} no round chooses its devices; give concurrency in the place of "
-                "clients and over_selection"
-            )
-        if self.selecting.rule != "uniform":
-            raise UsageError(
-                f"in a run with buffer = {self.buffer} no round chooses its devices: drop rule = "
-                f"{self.selecting.rule!r} of [selection] (labels and at_least may stay)"
-            )
-        if self.min_clients > self.buffer:
-            raise UsageError(
-                f"min_clients = {self.min_clients} is more than the buffer of {self.buffer} updates; lower it"
-            )
 
     @property
     def secure(self) -> bool:
@@ -347,12 +284,12 @@ class RunSpec:
     @cached_property
     def updates_kept(self) -> float:
         """Rounds for which updates are kept after their own."""
-        return _rounds_kept("retention", self.retention)
+        return settings.rounds_kept("retention", self.retention)
 
     @cached_property
     def models_kept(self) -> float:
         """Rounds for which models are kept beside the newest."""
-        return _rounds_kept("models", self.models)
+        return settings.rounds_kept("models", self.models)
 
     @cached_property
     def model(self) -> Schema:
@@ -491,18 +428,6 @@ _LATER = {
     "evaluate_every": 1, "best": {}, "buffer": 0, "concurrency": 0, "staleness": 10, "partial": True,
     "distribution": False, "histograms": {}, "selection": {},
 }  # fmt: skip
-
-
-def _rounds_kept(name: str, policy: str) -> float:
-    """How many rounds a policy keeps; UsageError for what is none."""
-    match policy.split():
-        case ["keep"]:
-            return math.inf
-        case ["none"]:
-            return 0
-        case [number, "round" | "rounds"] if number.isdecimal() and len(number) < 10:
-            return int(number)
-    raise UsageError(f"{name} = {policy!r} must be 'keep', 'none', or for example '10 rounds'")
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
