@@ -10,7 +10,7 @@ evaluated again, so that it may be stopped and started at any time.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from koinon_core.errors import NotFound, UsageError
+from koinon_core.errors import Conflict, NotFound, UsageError
 from koinon_core.flow.central import central, is_central
 from koinon_core.tensors import Tensors
 
@@ -41,7 +41,7 @@ class Source(Protocol):
 def evaluate(
     operator: Source, run: str, function: Central, *, every: int = 1, follow: bool = True
 ) -> Iterator[Evaluated]:
-    """Measure the models of rounds `every`, 2 `every`, ... and the last one: those that there are, and with `follow`
+    """Measure every `every`th of the models that rounds made, and the last one: those that there are, and with `follow`
     those that come until the run is over. UsageError for metrics that cannot be kept; what `function` raises is
     raised."""
     if every < 1:
@@ -54,7 +54,7 @@ def evaluate(
         done.update(n for n in models if any(map(is_central, rounds[n].metrics)))
         last = models[-1:] if not follow or seen.run.status in _OVER else []
         for number in models:
-            if number not in done and (number % every == 0 or number in last):
+            if number not in done and (number in last or models.index(number) % every == every - 1):
                 done.add(number)
                 yield _one(operator, run, function, number)
 
@@ -64,7 +64,10 @@ def _one(operator: Source, run: str, function: Central, number: int) -> Evaluate
         _, model = operator.model(run, number)
     except NotFound as error:  # it is kept no longer: rounds are faster than the evaluation
         return Evaluated(number, {}, str(error))
-    metrics = dict(function(model))
+    metrics = function(model)
     central(metrics)
-    operator.measure(run, number, {name: float(value) for name, value in metrics.items()})
-    return Evaluated(number, metrics)
+    try:
+        operator.measure(run, number, {name: float(value) for name, value in metrics.items()})
+    except Conflict as error:  # it went meanwhile
+        return Evaluated(number, {}, str(error))
+    return Evaluated(number, dict(metrics))

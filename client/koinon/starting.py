@@ -44,6 +44,10 @@ class Start:
 
     def read(self) -> dict[str, Array]:
         """The tensors, under the model's names, without those that are ignored."""
+        if isinstance(self.ignore, str):
+            raise UsageError(f"ignore = {self.ignore!r} must be a list of patterns: [{self.ignore!r}]")
+        if self.rename is not None and not isinstance(self.rename, Mapping):
+            raise UsageError("rename must say for each beginning of a name what it becomes: {'old.': 'new.'}")
         found = _arrays(self.weights)
         named: dict[str, Array] = {}
         for old, array in found.items():

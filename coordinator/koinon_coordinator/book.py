@@ -7,7 +7,6 @@ from koinon_coordinator.closing import Closed
 from koinon_coordinator.retention import Kept
 from koinon_coordinator.store import Incident, ModelVersion, PayloadRow, RunRow, SessionGone, Store, UpdateRow
 from koinon_core import run as runs
-from koinon_core.flow.central import is_central
 from koinon_core.history import genesis
 from koinon_core.round.machine import Round, rebuild
 from koinon_core.run import Fact, Run
@@ -76,7 +75,7 @@ def read(store: Store, row: RunRow) -> Book:
     _, links = store.standing(row.id, max(1, row.number - 8))
     values = store.measured(row.id, spec.watch.metric) if spec.watch is not None else []
     best = spec.watch.over(values) if spec.watch is not None else None
-    measured = dict(values) if spec.watch is not None and is_central(spec.watch.metric) else {}
+    measured = dict(values)
     round_ = rebuild(store.events(row.id, row.number)) if row.number else None
     seen, scores = _seen(store, row, spec, round_)
     # The row's status and kind are text to the type checker; they were written from a Run.
@@ -86,7 +85,7 @@ def read(store: Store, row: RunRow) -> Book:
         reason=row.reason, kind=row.kind, number=row.number, closed=row.closed, streak=row.streak,  # type: ignore[arg-type]  # see above
         head=row.head or genesis(row.spec, version.digest, version.state), links=links, recovery=row.recovery,
         beyond=row.beyond, remembered=row.remembered, round=round_, seen=seen, scores=scores,
-        evaluators=store.evaluators(row.id, spec.evaluate_every, "evaluate" if spec.selecting.asks else "train"),
+        evaluators=_evaluators(store, row, spec),
     )  # fmt: skip
     kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
     open_ = run.round is not None and not run.round.over
@@ -102,6 +101,12 @@ def read(store: Store, row: RunRow) -> Book:
         key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
     )
     return Book(run, version, kept, staged, said, keys, entries=row.audit_number, hash=row.audit_hash)
+
+
+def _evaluators(store: Store, row: RunRow, spec: RunSpec) -> int:
+    """How many evaluated in the last round that did; any buffer may have work of rounds that do."""
+    every = 1 if spec.buffer else spec.evaluate_every
+    return store.evaluators(row.id, every, "evaluate" if spec.selecting.asks else "train")
 
 
 def staged_of(store: Store, r: Round) -> dict[str, UpdateRow]:

@@ -26,6 +26,7 @@ from koinon_core.strategy.closing import (
     close,
     digest_of_tensors,
     evaluate,
+    heads_of,
     judge,
     step,
 )  # fmt: skip
@@ -172,7 +173,7 @@ def close_round(
     takes what comes of it (default: the store's own); `replay` only looks at it. With `delta`, the difference to the
     model before is made too, for devices that hold that, if it is smaller than the model."""
     contributions = contributions_of(store, plan, terms, staged, taken)
-    spread = spread_of(c.head for c in contributions) if plan.spec.spreads else {}
+    spread = spread_of(heads_of(contributions)) if plan.spec.spreads else {}
     if terms.kind == "evaluate":
         return _judged(version, evaluate(plan.strategy, terms, contributions), spread)
 

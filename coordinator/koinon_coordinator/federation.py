@@ -310,12 +310,19 @@ class Federation:
         if row.id in self.aside:
             raise Conflict(str(self.aside[row.id]))
         metrics = central(measured)
+        watch = RunSpec.decode(row.spec).watch
+        if watch is not None and watch.metric in metrics:
+            kept = {version.round for version in await self.db(self.store.kept_versions, row.id)}
+            if round_ not in kept:
+                raise Conflict(
+                    f"the model of round {round_} is kept no longer, and the best one must be one that is: measure "
+                    "sooner, or let the run keep its models longer (models in its config)"
+                )
         await self.db(self.store.measure, row.id, round_, metrics)
         self.measured[row.id].append(round_)
         driver = self.drivers.get(row.id)
         if driver is None:
             return
-        watch = driver.run.spec.watch
         if watch is not None and watch.metric in metrics:
             # It is stored: whoever takes the run up finds it, whether or not this is still told.
             driver.tell(runs.Measured(self.clock(), round_, metrics[watch.metric]))

@@ -106,7 +106,8 @@ class Staged:
             values = tile.values().astype(np.float64)
             if self.moved is not None and (by := self.moved(name, offset)) is not None:
                 values += by
-            tile = Plain(values * self.share)
+            # What was within the bound by itself may be beyond it now: that must not cost the others their sum.
+            tile = Plain(np.clip(values * self.share, -way.bound, way.bound))
         tile.add_to(acc, self.weight, way.grid, way.bound, name)
 
 

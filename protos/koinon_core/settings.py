@@ -35,10 +35,16 @@ def check_numbers(spec: Any) -> None:
         )
     if spec.clients is not None and not spec.clients * spec.over_selection < 1 << 63:
         raise UsageError(f"over_selection = {spec.over_selection} of {spec.clients} clients is no number")
-    if spec.population is not None and spec.population < spec.min_clients:
+    if spec.population is not None and spec.population < spec.quorum:
+        each = f" in each of {spec.groups} groups" if spec.groups > 1 else ""
         raise UsageError(
-            f"population = {spec.population} is smaller than min_clients = {spec.min_clients}: no round "
-            "could ever close"
+            f"population = {spec.population} is smaller than min_clients = {spec.min_clients}{each}: no round could "
+            "ever close"
+        )
+    if spec.population is not None and spec.buffer > spec.population:
+        raise UsageError(
+            f"buffer = {spec.buffer} updates can never come from population = {spec.population} devices, each of which "
+            "has one in a model; lower it"
         )
     _check_buffer(spec)
     if spec.devices < spec.min_clients:
@@ -48,11 +54,12 @@ def check_numbers(spec: Any) -> None:
 def _check_buffer(spec: Any) -> None:
     """What an asynchronous run cannot have."""
     if not spec.buffer:
-        if spec.concurrency:
-            raise UsageError(
-                f"concurrency = {spec.concurrency} is about asynchronous runs: set buffer to the number of updates "
-                "that make a model, or use clients"
-            )
+        for name in ("concurrency", "staleness"):
+            if getattr(spec, name) != getattr(type(spec), name):
+                raise UsageError(
+                    f"{name} = {getattr(spec, name)} is about asynchronous runs: set buffer to the number of updates "
+                    f"that make a model, or leave {name} out"
+                )
         return
     if spec.secure:
         raise UsageError(

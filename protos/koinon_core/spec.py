@@ -18,7 +18,7 @@ from koinon_core.errors import UsageError
 from koinon_core.flow.best import Best
 from koinon_core.flow.central import is_central
 from koinon_core.flow.schedule import check_schedules
-from koinon_core.flow.spread import histograms_of, read_from
+from koinon_core.flow.spread import histograms_of, plain, read_from
 from koinon_core.fold import grid_for
 from koinon_core.round.terms import Aggregation, Kind
 from koinon_core.schema import Schema
@@ -34,7 +34,7 @@ from koinon_core.selection import Selection
 from koinon_core.strategy import recipe
 from koinon_core.strategy.asynchronous import check_buffered
 from koinon_core.strategy.chain import Chain
-from koinon_core.strategy.protocol import Need, Strategy
+from koinon_core.strategy.protocol import Need, Strategy, Trait
 from koinon_core.strategy.robust_sum import robust_parts
 from koinon_core.update import Layout, layout_of
 
@@ -201,6 +201,11 @@ class RunSpec:
         if self.watch is not None and self.secure and not is_central(self.watch.metric):
             name = self.watch.metric.partition(".")[2]
             if name not in self.metrics and read_from(name) not in self.histograms:
+                if plain(name) != name:
+                    raise UsageError(
+                        f"the best model is to be known by {self.watch.metric!r}, and a secure run knows p10, median "
+                        f"and p90 of metrics that have bins; add [histograms] with {plain(name)} = [...]"
+                    )
                 raise UsageError(
                     f"the best model is to be known by {self.watch.metric!r}, and a secure run sums only the metrics "
                     f"that it names; add {name!r} to metrics"
@@ -267,7 +272,7 @@ class RunSpec:
         """Whether metrics of an open run are kept as a distribution over devices too."""
         strategy, layout = self._checked
         parts = strategy.parts if isinstance(strategy, Chain) else (strategy,)
-        own = layout.local or any(getattr(type(part), "private", False) for part in parts)
+        own = layout.local or any(Trait.PRIVATE in part.traits for part in parts)
         return not self.secure and (self.distribution or bool(own))
 
     def evaluates_in(self, round_: int) -> bool:

@@ -46,7 +46,7 @@ class World:
         self.run = runs.Run(id="r", spec=spec(**settings), model="m0")
         self.stored, self.given = defaultdict(list), {}
         self.told, self.counted, self.ages = [], Counter(), []
-        self.fail = lambda: False
+        self.fail, self.evaluated = (lambda: False), 1
         self.do(runs.start(self.run))
 
     def feed(self, fact) -> None:
@@ -78,7 +78,7 @@ class World:
                         self.feed(runs.Unfoldable(self.now, number, "made no model"))
                     else:
                         self.counted.update((r.round_of(c), c) for c in accepted)
-                        self.feed(runs.Folded(self.now, number, f"m{number}", evaluated=1))
+                        self.feed(runs.Folded(self.now, number, f"m{number}", evaluated=self.evaluated))
 
     def offer(self, *clients, engaged: int = 0) -> None:
         for client in clients:
@@ -406,7 +406,7 @@ def test_without_an_age_a_buffer_is_a_round():
         ({"over_selection": 1.5}, "give concurrency"),
         ({"min_clients": 3}, "more than the buffer of 2"),
         ({"buffer": 0}, "is about asynchronous runs"),
-        ({"buffer": 0, "concurrency": 0}, "FedBuff weighs updates by their age"),
+        ({"buffer": 0, "concurrency": 0, "staleness": 10}, "FedBuff weighs updates by their age"),
     ],
 )
 def test_what_an_asynchronous_run_cannot_have_is_refused_in_one_sentence(settings, why):
@@ -553,3 +553,44 @@ def test_a_silent_device_whose_update_came_is_not_one_that_left():
     world.offer("b")
     world.answer("b")
     assert world.counted == {(1, "a"): 1, (1, "b"): 1}
+
+
+def test_a_model_that_is_far_from_the_newest_is_cut_to_the_bound_and_costs_nobody_else_anything():
+    versions = {0: -60.0, **dict.fromkeys(range(1, 9), 60.0)}
+    x = stepped(
+        koinon.FedAsync(alpha=1.0, rule="constant"), [(-60.0, 5), (60.0, 0)], 60.0, {**versions, 0: -60.0}, 5
+    )
+    assert x == pytest.approx(60.0 + (-64.0 + 0.0) / 2, abs=1e-6)
+
+
+def test_the_last_model_is_evaluated_by_who_is_there_whatever_the_last_buffer_held():
+    world = World(rounds=3, evaluate=True, evaluate_every=5)
+    world.evaluated = 0
+    for client in ("a", "b", "c"):
+        world.feed(runs.Offered(0.0, client, evaluates=True))
+    while world.run.kind == "train":
+        for client in ("a", "b", "c"):
+            if client in world.given and client in world.run.round.update.awaited:
+                world.answer(client)
+            world.feed(runs.Offered(0.0, client, evaluates=True))
+    assert world.run.round.terms.goal == 3
+
+
+def test_what_was_measured_of_an_older_model_is_in_no_mean_and_no_distribution_of_this_one():
+    def client(session):
+        model = {"x": np.zeros(1)}
+        pace = int(session.client[-1])
+        for task in session.tasks(model, evaluate=lambda m: {"v": float(m["x"][0]), "examples": 1}):
+            task.descend({"x": model["x"] - 1.0 - pace}, lr=0.3)
+            task.submit(examples=1)
+
+    run = koinon.Run(
+        "d", model={"x": np.zeros(1)}, strategy=koinon.FedBuff(), rounds=20, buffer=3, aggregation="open",
+        codec="raw", distribution=True, evaluate=False,
+    )  # fmt: skip
+    done = koinon.simulate(run, client, clients=6, faults=koinon.Faults(delay=5.0), seed=1)
+    spread = [m for m in done.metrics.values() if "eval.v.max" in m]
+    assert spread
+    for metrics in spread:
+        assert metrics["eval.v.min"] - 1e-9 <= metrics["eval.v"] <= metrics["eval.v.max"] + 1e-9
+    assert max(m.get("staleness", 0) for m in done.metrics.values()) > 0

@@ -179,7 +179,7 @@ def _counted(r: pb.RoundInfo) -> str:
     """How many updates are in the round's sum, and of how many devices that were asked; what an asynchronous round sums
     was perhaps asked for before it, so of that how many models old it was."""
     if "staleness" in r.metrics:
-        return f"{counted_in(r)}, {r.metrics['staleness']:.2g} old"
+        return f"{counted_in(r)}, age {r.metrics['staleness']:.2g}"
     return f"{counted_in(r)}/{len(r.participants)}"
 
 

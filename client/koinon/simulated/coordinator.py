@@ -32,6 +32,7 @@ from koinon_core.strategy.closing import (
     close,
     digest_of_tensors,
     evaluate,
+    heads_of,
     judge,
     step,
 )  # fmt: skip
@@ -357,7 +358,7 @@ class House:
             )
             for c in accepted
         ]  # fmt: skip
-        spread = spread_of(c.head for c in contributions) if self.spec.spreads else {}
+        spread = spread_of(heads_of(contributions)) if self.spec.spreads else {}
         if trained:
             made = close(
                 self.strategy, self.layout, self.shape, r.terms, self.spec.population or 0, Held(self.model),

@@ -41,9 +41,9 @@ def _load(path: Path) -> Any:
         except RuntimeError:  # the format of old versions, which cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"{path} holds something else than tensors, which could run when it is read: {first}; save its state_dict"
+            f"{path} holds something else than tensors, which could run when it is read: save the module's state_dict, "
+            "or a safetensors file"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{path} is not a torch checkpoint: {str(error).strip()[:200]}") from error
@@ -62,6 +62,10 @@ def _array(path: Path, name: str, tensor: torch.Tensor) -> Array:
     if tensor.dtype not in _ITS_OWN or tensor.layout != torch.strided:
         raise UsageError(
             f"{path} holds {name!r} as {tensor.dtype}, {tensor.layout}, which numpy does not have; save it as float32"
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UsageError(
+            f"{path} holds {name!r} as a view that is larger than what it shows; save a copy of it"
         )
     array: Array = tensor.detach().numpy().copy()
     return array

@@ -22,6 +22,10 @@ def is_central(metric: str) -> bool:
 
 def central(measured: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of what was measured, by their whole names. UsageError for what cannot be kept."""
+    if not isinstance(measured, Mapping):
+        raise UsageError(
+            f"a central evaluation gave {type(measured).__name__!r} and no metrics; return for example {{'loss': 0.5}}"
+        )
     if not measured or len(measured) > _MOST:
         raise UsageError(
             f"a central evaluation has 1 to {_MOST} metrics, this one has {len(measured)}; return for example "

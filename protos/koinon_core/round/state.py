@@ -191,10 +191,9 @@ class Round:
             return f"round {self.terms.round} waits a moment for more devices: {n} of {self.terms.invited}"
         if self.stage == "update" and self.buffered:
             n = len(self.update.awaited)
-            return (
-                f"round {self.terms.round} waits for updates: {len(self.update.heard)} of {self.goal} are in, and {n} "
-                f"{'device is' if n == 1 else 'devices are'} at work (a device has one update in a round)"
-            )
+            working = f"{n} {'device is' if n == 1 else 'devices are'} at work" if n else "nobody is at work"
+            number, heard = self.terms.round, len(self.update.heard)
+            return f"round {number} waits for updates: {heard} of {self.goal} are in, and {working}"
         if self.stage == "update":
             names = sorted(self.update.awaited)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""

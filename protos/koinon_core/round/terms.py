@@ -27,8 +27,7 @@ COLLECTIONS: dict[Aggregation, tuple[str, ...]] = {
     "open": ("joined", "update"),
     "secure": ("joined", "keys", "shares", "masked", "consistent", "reveal"),
 }
-"""What a round of each kind collects, in order. `machine` speaks `open`; a run that asks for `secure` is refused
-at submission until its collections have a machine too, never run in the open instead."""
+"""What a round of each kind collects, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)

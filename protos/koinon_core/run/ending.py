@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-from koinon_core.flow.best import Found
 from koinon_core.round import effects
 from koinon_core.run.orders import Finish, Open, Status
 from koinon_core.run.state import Moved, Run
 
-__all__ = ["asks_for_losses", "better", "finish", "go_on", "over"]
+__all__ = ["asks_for_losses", "finish", "go_on", "over", "watching"]
 
 
 def over(run: Run, close: effects.Close) -> Moved:
@@ -33,15 +32,17 @@ def over(run: Run, close: effects.Close) -> Moved:
 
 
 def go_on(run: Run) -> Moved:
+    """Open the next round, an evaluation of the last model at the end, or finish."""
     if run.trains:
         return Moved(run, (), (Open(max(run.number, run.beyond) + 1),))
     fewest = run.spec.quorum if run.spec.aggregation == "secure" else 1
-    if run.spec.evaluate and run.kind == "train" and run.evaluators >= fewest:
+    if run.spec.evaluate and run.kind == "train" and run.evaluating >= fewest:
         return Moved(replace(run, kind="evaluate"), (), (Open(max(run.number, run.beyond) + 1),))
     return finish(run, "finished", _told(run))
 
 
 def finish(run: Run, status: Status, reason: str) -> Moved:
+    """The run is over."""
     return Moved(replace(run, status=status, reason=reason), (), (Finish(status, reason),))
 
 
@@ -52,9 +53,13 @@ def _told(run: Run) -> str:
     return f"{run.closed} rounds closed{why}"
 
 
-def better(run: Run, watched: tuple[int, float] | None) -> Found | None:
-    best = run.spec.watch
-    return run.best if best is None or watched is None else best.after(run.best, *watched)
+def watching(run: Run, watched: tuple[int, float] | None) -> Run:
+    """The run once the metric that it is watched by was measured of a model: (its round, the value). It may come late,
+    not in order, or again, so the order of rounds and the last value of each count, as for who takes the run up."""
+    if run.spec.watch is None or watched is None:
+        return run
+    measured = {**run.measured, watched[0]: watched[1]}
+    return replace(run, measured=measured, best=run.spec.watch.over(sorted(measured.items())))
 
 
 def asks_for_losses(run: Run) -> bool:

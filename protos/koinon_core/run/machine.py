@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from koinon_core.round import effects, events
-from koinon_core.run.ending import asks_for_losses, better, go_on
+from koinon_core.run.ending import asks_for_losses, go_on, watching
 from koinon_core.run.facts import (
     Ahead,
     Answered,
@@ -83,11 +83,13 @@ def step(run: Run, fact: Fact) -> Moved:
                 return Moved(run)
             event = events.Folded(fact.at, fact.model, fact.state, fact.sum)
             # Where only some rounds evaluate, those who did in the last of them will again.
-            evaluators = fact.evaluated if run.spec.evaluates_in(run.number) else run.evaluators
+            due = run.spec.evaluates_in(run.number) or (run.spec.buffer and fact.evaluated)
+            evaluators = fact.evaluated if due else run.evaluators
             run = replace(
                 run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=evaluators,
-                tuning=fact.tuning or run.tuning, best=better(run, fact.watched),
+                tuning=fact.tuning or run.tuning,
             )  # fmt: skip
+            run = watching(run, fact.watched)
             if asks_for_losses(run):
                 run = replace(
                     run, scores={c: seen.loss for c, seen in fact.seen.items()}, evaluators=fact.evaluated
@@ -105,10 +107,10 @@ def step(run: Run, fact: Fact) -> Moved:
                 return moved  # the rest of the answers may open it
             return replace(moved, run=replace(moved.run, barred=moved.run.barred | set(blamed)))
         case Measured(_, number, value):
-            # It comes late, and perhaps not in order: the rounds' order is what counts, as for who takes the run up.
-            measured = {**run.measured, number: value}
-            best = run.spec.watch.over(sorted(measured.items())) if run.spec.watch is not None else None
-            return Moved(replace(run, measured=measured, best=best))
+            run = watching(run, (number, value))
+            if run.gather is not None and not run.trains:
+                return go_on(replace(run, gather=None))  # no round is open whose end would say so
+            return Moved(run)
         case Tick(at):
             return _tick(run, at)
         case TakenUp():

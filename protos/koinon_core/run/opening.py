@@ -28,7 +28,8 @@ def opening(run: Run, fact: Opening) -> Moved:
     quorum = spec.quorum
     if run.kind == "evaluate":
         # Those who evaluated in the round before: they will come, though after a restart none of them is here yet.
-        goal = min(max(spec.devices, spec.selecting.d), run.evaluators)
+        most = spec.max_clients if spec.buffer else max(spec.devices, spec.selecting.d)
+        goal = min(most, run.evaluating)
         quorum = spec.quorum if spec.aggregation == "secure" else 1
     terms = _terms(run, fact.incarnation, run.kind, goal, quorum)
     working = at_work(run)

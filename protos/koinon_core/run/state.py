@@ -113,6 +113,13 @@ class Run:
         return paused
 
     @property
+    def evaluating(self) -> int:
+        """How many devices would evaluate the last model: those who did in the last round that evaluated. Of an
+        asynchronous run that says little, whose rounds have work of others: those who are there."""
+        here = [s for s in self.devices.values() if s.evaluates and not s.misfit] if self.spec.buffer else []
+        return max(self.evaluators, len(here))
+
+    @property
     def next(self) -> int:
         """The number of the next round."""
         return max(self.number, self.beyond) + 1

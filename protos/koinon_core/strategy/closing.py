@@ -31,8 +31,8 @@ from koinon_core.tiles import TILE, Held, Sink, Source, gather, spans
 from koinon_core.update import Head, Layout, unpack_state
 
 __all__ = [
-    "Aggregate", "Closing", "Contribution", "Into", "close", "digest_of_tensors", "evaluate", "judge", "metrics_of",
-    "numbers_of", "staged", "step",
+    "Aggregate", "Closing", "Contribution", "Into", "close", "digest_of_tensors", "evaluate", "heads_of", "judge",
+    "metrics_of", "numbers_of", "staged", "step",
 ]  # fmt: skip
 
 
@@ -191,6 +191,11 @@ def staged(strategy: Strategy, contributions: Sequence[Contribution]) -> list[St
     return [
         Staged(c.head.examples if by_examples else 1, c.reader) for c in contributions if c.reader is not None
     ]
+
+
+def heads_of(contributions: Sequence[Contribution]) -> list[Head]:
+    """What devices say beside their updates, without what they measured of older models than the newest."""
+    return [replace(c.head, evaluation={}, evaluation_examples=0) if c.age else c.head for c in contributions]
 
 
 def aged(strategy: Strategy, contributions: Sequence[Contribution], w: Source) -> list[Staged]:

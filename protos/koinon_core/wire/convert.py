@@ -32,6 +32,9 @@ _VERDICTS: dict[Verdict, pb.Verdict] = {
 }
 
 
+_MOST_ABLE = (1 << 32) - 1
+
+
 def hello(client: str, instance: str, boot: int = 0, able: Mapping[str, int] | None = None) -> pb.Hello:
     """The greeting of this version; `able` is what the device says of itself (koinon_core.selection.traits)."""
     said = pb.Able(**able) if able else None
@@ -41,8 +44,8 @@ def hello(client: str, instance: str, boot: int = 0, able: Mapping[str, int] | N
 
 
 def able_from(message: pb.Able) -> dict[str, float]:
-    """What a device says of itself; what it does not say is 0."""
-    return {name: float(getattr(message, name)) for name in CAPABILITIES}
+    """What a device says of itself, as far as it can be; what it does not say is 0."""
+    return {name: float(min(getattr(message, name), _MOST_ABLE)) for name in CAPABILITIES}
 
 
 def able_to(able: Mapping[str, float]) -> pb.Able:
