@@ -40,6 +40,18 @@ def test_a_simulated_run_is_stopped_by_what_its_owner_measures(aggregation):
     assert got.rounds[0].metrics["central.loss"] == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("returned", [None, 0.5, [("loss", 0.5)]])
+def test_what_is_no_mapping_is_no_metrics(returned):
+    with pytest.raises(UsageError, match=r"gave .* and no metrics"):
+        list(evaluate(Source(), "r", lambda model: returned))
+
+
+def test_every_second_model_is_every_second_whatever_numbers_rounds_have():
+    source = Source(rounds=9)
+    source.made = {1, 3, 5, 7, 9}  # the others asked for losses
+    assert [done.round for done in evaluate(source, "r", lambda model: {"loss": 0.0}, every=2)] == [3, 7, 9]
+
+
 def test_what_the_owner_returns_is_checked_where_it_is_returned():
     run = koinon.Run("r", model={"x": np.zeros(1)}, rounds=1, min_clients=3)
     with pytest.raises(UsageError, match="'loss' is nan"):
@@ -51,13 +63,15 @@ class Source:
 
     def __init__(self, rounds=5, gone=(), measured=()):
         self.rounds, self.gone = rounds, gone
+        self.made = set(range(1, rounds + 1))
         self.kept = {number: {"central.loss": 0.0} for number in measured}
 
     def _seen(self, until, first=1):
         over = until == self.rounds
         rounds = [
             pb.RoundInfo(
-                number=n, kind="train", status="closed", model_digest="m", closed_at=1.0, metrics=self.kept.get(n, {})
+                number=n, kind="train", status="closed", model_digest="m" if n in self.made else "", closed_at=1.0,
+                metrics=self.kept.get(n, {}),
             )
             for n in range(first, until + 1)
         ]  # fmt: skip

@@ -10,6 +10,7 @@ from koinon import profile as profiles
 from koinon.operator import Operator
 from koinon.profile import profile
 from koinon_core.wire import convert
+from koinon_core.wire.v1 import fleet_pb2 as pb
 
 
 def test_a_device_says_three_numbers():
@@ -48,3 +49,8 @@ def test_an_owner_may_keep_it_back(tmp_path, monkeypatch, coordinator):
             found = {d.id: d.able for d in operator.devices()}
     assert found["says"].cores >= 1
     assert (found["says-nothing"].cores, found["says-nothing"].memory_mb) == (0, 0)
+
+
+def test_a_device_that_boasts_is_shown_like_any_other():
+    said = convert.able_from(pb.Able(memory_mb=(1 << 64) - 1, cores=(1 << 32) - 1))
+    assert convert.able_from(convert.able_to(said)) == said

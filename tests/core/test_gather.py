@@ -7,8 +7,10 @@ import pytest
 
 import koinon
 from koinon_core import run as runs
+from koinon_core.flow.best import Found
 from koinon_core.round import effects
 from koinon_core.round.machine import rebuild
+from koinon_core.run.ending import watching
 from koinon_core.selection import Seen
 
 NAMES = [f"c{i}" for i in range(6)]
@@ -348,3 +350,25 @@ def test_a_coordinator_that_has_just_begun_waits_for_everybody():
     again.offer(*NAMES[::-1])
     assert again.run.number == 2
     assert again.drawn == expected[0]
+
+
+def test_an_early_stop_while_devices_gather_ends_the_run():
+    best = {"metric": "central.loss", "patience": 1}
+    table = Table({"rule": "weighted"}, population=6, best=best)
+    table.offer(*NAMES)
+    table.offer = lambda *names: None  # nobody comes back for more
+    table.close()
+    assert table.run.gather is not None
+    table.feed(runs.Measured(0.0, 1, 1.0))
+    table.feed(runs.Measured(0.0, 2, 2.0))
+    assert table.run.status == "finished"
+    assert "no better in 1 measurements than 1 of round 1" in table.run.reason
+
+
+def test_a_model_that_is_asked_about_again_counts_once():
+    """An abandoned round makes the same model be asked about again: that says nothing of how runs get on."""
+    run = Table({"rule": "weighted"}, best={"metric": "eval.loss", "patience": 2}).run
+    for measured in [(0, 5.0), (0, 5.5), (0, 6.0), (2, 3.0), (2, 4.0)]:
+        run = watching(run, measured)
+    assert run.best == Found(4.0, 2)
+    assert run.trains
