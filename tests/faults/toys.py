@@ -57,6 +57,7 @@ class ToyWorld(World):
     def __init__(self, given: Toy, seed: int, folder: Path, empty: Path, rounds: int):
         super().__init__(seed, folder, empty, rounds)
         self.given, self.secure, self.liars, self.n = given, given.secure, {}, 4
+        self.asynchronous = False
         self.mix = replace(_CALM, slow=self.mix.slow, late=self.mix.late)
         self.longest = 3.0
         some: dict[str, Any] = (
@@ -165,9 +166,7 @@ class _ToyLaws(Laws):
         if isinstance(self.world.given.strategy, Scaffold) and not self.world.given.wrong:
             super()._devices_follow()
 
-    def _check_model(
-        self, store: Store, number: int, row: list[Any], before: float, accepted: set[str]
-    ) -> float:
+    def _check_model(self, store: Store, number: int, row: list[Any], expected: float) -> float:
         if row[3]:
             made = codec.decode(store.bytes(row[0]), self.world.run.spec.model, "the model")
             self.world.x = float(made["x"][0])
