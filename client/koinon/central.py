@@ -10,7 +10,7 @@ evaluated again, so that it may be stopped and started at any time.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from koinon_core.errors import Conflict, NotFound, UsageError
+from koinon_core.errors import NotFound, UsageError
 from koinon_core.flow.central import central, is_central
 from koinon_core.tensors import Tensors
 
@@ -68,6 +68,6 @@ def _one(operator: Source, run: str, function: Central, number: int) -> Evaluate
     central(metrics)
     try:
         operator.measure(run, number, {name: float(value) for name, value in metrics.items()})
-    except Conflict as error:  # it went meanwhile
+    except NotFound as error:  # it went meanwhile
         return Evaluated(number, {}, str(error))
     return Evaluated(number, dict(metrics))

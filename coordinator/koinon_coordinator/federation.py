@@ -312,12 +312,7 @@ class Federation:
         metrics = central(measured)
         watch = RunSpec.decode(row.spec).watch
         if watch is not None and watch.metric in metrics:
-            kept = {version.round for version in await self.db(self.store.kept_versions, row.id)}
-            if round_ not in kept:
-                raise Conflict(
-                    f"the model of round {round_} is kept no longer, and the best one must be one that is: measure "
-                    "sooner, or let the run keep its models longer (models in its config)"
-                )
+            await self.db(self.store.model_at, row.id, round_)  # the best one must be one that is kept
         await self.db(self.store.measure, row.id, round_, metrics)
         self.measured[row.id].append(round_)
         driver = self.drivers.get(row.id)
