@@ -33,7 +33,7 @@ def said(coordinator, *arguments: object) -> str:
 @pytest.mark.parametrize("aggregation", ["open", "secure"])
 def test_it_is_counted_by_what_was_seen_and_shown(aggregation, coordinator, clients):
     run = koinon.Run(
-        "early", model={"x": np.zeros(5)}, strategy=koinon.FedProx(mu=0.01), rounds=2, min_clients=3, clients=3,
+        "early", model={"x": np.zeros(5)}, strategy=koinon.FedAvg(), rounds=2, min_clients=3, clients=3,
         deadline=60, aggregation=aggregation, codec="raw" if aggregation == "open" else "exact",
     )  # fmt: skip
     handle = run.create(coordinator.address)
