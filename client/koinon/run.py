@@ -49,11 +49,12 @@ class Run:
                 f"strategy is the class {strategy.__name__}; did you mean {strategy.__name__}()?"
             )
         self.model, schema = read_model(model)
+        federated = None if isinstance(model, str | Path | Tensors | Initial) else adapt(model)
         self.started = ""
         """What was taken of `start`, in a sentence."""
         if start is not None:
             how = Start(weights=start, allow_missing=allow_missing, ignore=ignore, rename=rename)
-            self.model, taken = fitted(self.model, how)
+            self.model, taken = fitted(self.model, how, getattr(federated, "unsent", frozenset()))
             self.started = f"{taken}; the strategy's state, and what devices keep, start afresh"
         elif allow_missing or ignore or rename:
             raise UsageError("allow_missing, ignore and rename are about start, and there is none")
@@ -62,8 +63,8 @@ class Run:
             rounds=rounds, config=dict(config or {}), **settings,
         )  # fmt: skip
         strategy, _ = self.spec.check()
-        if not isinstance(model, str | Path | Tensors | Initial):
-            check_tied(adapt(model), strategy)
+        if federated is not None:
+            check_tied(federated, strategy)
 
     def __repr__(self) -> str:
         return f"Run({self.spec.name!r}, {recipe.show(self.spec.strategy)}, rounds={self.spec.rounds})"

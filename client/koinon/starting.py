@@ -5,7 +5,7 @@ What does not fit is listed, all of it, with the names that come nearest. A run 
 rest: the strategy's state at the coordinator, and what devices keep.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -64,9 +64,14 @@ class Start:
         return any(fnmatchcase(name, pattern) for pattern in self.ignore)
 
 
-def fitted(model: Tensors, start: Start) -> tuple[Tensors, str]:
-    """The model with what it takes of `start`, and a sentence about that. UsageError that lists what does not fit."""
-    found = start.read()
+def fitted(model: Tensors, start: Start, unsent: Set[str] = frozenset()) -> tuple[Tensors, str]:
+    """The model with what it takes of `start`, and a sentence about that. UsageError that lists what does not fit.
+
+    `unsent`: names that the owner's module knows too and the run does not send (frozen, or tied to one that it does).
+    """
+    read = start.read()
+    passed = [name for name in read if name in unsent and name not in model]
+    found = {name: array for name, array in read.items() if name not in passed}
     wrong = [_differs(name, found[name], array) for name, array in model.items() if name in found]
     missing = [name for name in model if name not in found and not start.ignores(name)]
     left = [name for name in found if name not in model]
@@ -81,7 +86,14 @@ def fitted(model: Tensors, start: Start) -> tuple[Tensors, str]:
             f"these weights do not fit the model: {'; '.join(listed)}{more} (rename says how names begin, ignore "
             "leaves names out, allow_missing lets the model keep what is not there)"
         )
-    taken = {name: found[name].astype(a.dtype) if name in found else a for name, a in model.items()}
+    with np.errstate(over="ignore"):  # what overflows is named
+        taken = {name: found[name].astype(a.dtype) if name in found else a for name, a in model.items()}
+    ill = [name for name in found if not np.isfinite(taken[name]).all()]
+    if ill:
+        raise UsageError(
+            f"{ill[0]!r}{f' and {len(ill) - 1} more' if ill[1:] else ''} of these weights have values that are not "
+            "finite in the model's precision; a run cannot start from them"
+        )
     kept = [name for name in model if name not in found]
     if len(kept) == len(model):
         raise UsageError("no tensor of these weights is one of the model's; nothing would be taken")
@@ -90,7 +102,8 @@ def fitted(model: Tensors, start: Start) -> tuple[Tensors, str]:
         if kept
         else ""
     )
-    return Tensors(taken), f"{len(model) - len(kept)} of {len(model)} tensors are taken{own}"
+    home = f"; {len(passed)} are frozen or tied, and not sent: each device has its own" if passed else ""
+    return Tensors(taken), f"{len(model) - len(kept)} of {len(model)} tensors are taken{own}{home}"
 
 
 def _arrays(weights: Any) -> dict[str, Array]:

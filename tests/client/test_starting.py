@@ -141,6 +141,23 @@ def test_a_module_takes_what_fits_and_is_left_as_it_is():
     )
 
 
+def test_a_modules_own_state_dict_fits_it_with_what_is_frozen_and_tied():
+    module = nn.ModuleList([nn.Embedding(4, 3), nn.Linear(3, 4, bias=False), nn.Linear(3, 3)])
+    module[1].weight = module[0].weight
+    module[2].weight.requires_grad_(False)
+    made = run(module, start=module.state_dict())
+    assert set(made.model) == {"0.weight", "2.bias"}
+    assert made.started.startswith("2 of 2 tensors are taken; 2 are frozen or tied, and not sent")
+    with pytest.raises(UsageError, match=r"'2\.weights' is not the model's"):
+        run(module, start={**module.state_dict(), "2.weights": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_not_finite_are_named(value):
+    with pytest.raises(UsageError, match=r"'head\.w' of these weights have values that are not finite"):
+        run(target(), start={"body.w": BODY, "head.w": np.array([1.0, value])})
+
+
 def test_everything_that_does_not_fit_is_in_one_sentence_with_what_comes_nearest():
     weights = {"body.v": BODY, "head.w": np.zeros(3, np.float32), "n": np.zeros(2)}
     model = {**target(), "m": np.zeros(2)}

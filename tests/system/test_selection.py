@@ -135,6 +135,8 @@ def test_why_names_the_devices_that_do_not_match_and_ls_what_they_say(coordinato
     assert "ward-1: second floor site=ward-1" in cli(
         "device", "label", "client-1", "second", "floor", "site=ward-1"
     ).replace("client-1", "ward-1")
+    assert "(to [selection]: site = 'ward-1')" in cli("device", "label", "client-1", "site=ward-1")
+    assert "no label; write NAME=VALUE" in " ".join(cli("device", "label", "client-1", "site = 1").split())
     with Operator(coordinator.address, insecure=True) as operator:
         operator.control("toy", "cancel", "enough seen")
     clients.join(30)

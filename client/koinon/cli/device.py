@@ -17,6 +17,7 @@ from koinon.cli.output import (
     table_of,
 )
 from koinon.operator import Operator
+from koinon_core.selection.traits import labels_in
 from koinon_core.wire.v1 import enrolment_pb2 as pb
 
 __all__ = ["app"]
@@ -95,7 +96,15 @@ def label(
     """Write words for people on a device, and labels by which runs choose; what was there before goes."""
     with Operator(address, credentials, insecure=insecure) as operator:
         found = operator.label_device(name, " ".join(words))
-    _told(found, f"{found.id}: {found.label or 'no label'}", json)
+    _told(found, f"{found.id}: {found.label or 'no label'}{_chosen_by(found.label)}", json)
+
+
+def _chosen_by(words: str) -> str:
+    """What runs read of these words, where somebody meant them to: 'weight = 3', in three words, is no label."""
+    labels = ", ".join(f"{name} = {value!r}" for name, value in labels_in(words).items())
+    return (
+        f" (to [selection]: {labels or 'no label; write NAME=VALUE without spaces'})" if "=" in words else ""
+    )
 
 
 def _told(found: pb.DeviceInfo, said: str, json: bool) -> None:

@@ -57,6 +57,11 @@ class TorchModel:
                 stacklevel=3,
             )
 
+    @property
+    def unsent(self) -> frozenset[str]:
+        """Names of its state_dict that are not federated: frozen parameters, and other names of a tied one."""
+        return frozenset(self._module.state_dict()) - frozenset(self.schema.by_name)
+
     @cached_property
     def schema(self) -> Schema:
         fields = [self._field(n, p, "param") for n, p in self.parameters.items()]
