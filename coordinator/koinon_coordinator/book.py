@@ -46,7 +46,8 @@ class Book:
     keys: frozenset[bytes] = frozenset()
     """What was advertised in it: nobody may advertise another's."""
     later: tuple[Item, ...] = ()
-    """What devices said while a buffer was summed: it is about the next round, and waits for that."""
+    """What devices said while a buffer was summed: it is about the next round, and waits for that. Where the run is
+    over, what was said after that."""
     entries: int = 0
     hash: str = ""
 

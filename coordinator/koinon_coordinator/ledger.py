@@ -255,6 +255,8 @@ class Ledger:
             if book.run.holds(item.fact):
                 book.later += (item,)
                 continue
+            if book.run.over:
+                book.later += (item,)  # the machine stands still: who said it is told when the driver ends
             before, moved = book.run, runs.step(book.run, item.fact)
             book.run = moved.run
             self._record(book, change, item, before, moved)

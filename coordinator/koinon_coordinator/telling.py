@@ -75,9 +75,10 @@ class Telling:
         for fact in facts:
             if isinstance(fact, runs.Offered) and fact.client not in run.devices:
                 said.append(Said(fact.client, ended(run)))
-            if not isinstance(fact, runs.Answered | runs.Voiced) or r is None:
+            if not isinstance(fact, runs.Answered | runs.Voiced | runs.Resigned) or r is None:
                 continue
-            if r.buffered or fact.round != r.terms.round:
+            # What was refused may have been because its bytes went with the round: its device does not know that.
+            if r.buffered or fact.round != r.terms.round or isinstance(fact, runs.Resigned):
                 said += self.said(book, sessions, [runs.Recall(fact.client, fact.round)])
                 continue
             heard: events.Event = (

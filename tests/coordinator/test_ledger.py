@@ -282,3 +282,19 @@ def test_a_sum_for_which_there_is_no_memory_waits(lab, monkeypatch):
         with pytest.raises(StoreError, match="not enough memory to sum round 1"):
             told(lab, *items)
     assert ("c1", "COUNTED", 1) in told(lab, *items)
+
+
+@pytest.mark.parametrize("when", ["in the same turn", "while it ends"])
+@pytest.mark.parametrize("refused", [False, True])
+def test_who_answers_as_the_run_is_cancelled_hears_that_it_does_not_count(lab, when, refused):
+    """It would wait for ever otherwise. An update may be refused by then because its bytes went with its round."""
+    lab.open()
+    late = answered(lab, "c1")
+    if refused:
+        late = Item(runs.Resigned(lab.clock(), "c1", 1, "REFUSED", "refused: its bytes never arrived"))
+    together = [late] if when == "in the same turn" else []
+    told(lab, runs.Cancelled(lab.clock(), "enough"), *together)
+    said = lab.ledger.belated([] if together else [late.fact])
+    assert [
+        (one.client, pb.AttendResponse.FromString(one.message).messages[0].receipt.verdict) for one in said
+    ] == [("c1", pb.VERDICT_NOT_COUNTED)]
