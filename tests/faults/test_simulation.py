@@ -20,8 +20,8 @@ def test_ten_thousand_faulty_rounds_break_no_law() -> None:
         jobs = []
         while rounds < _ROUNDS:
             while len(jobs) < 2 * _WORKERS:
-                # A secure round costs some ten open ones: every eighth of those worlds here, all of them in the soak.
-                seeds = [s for s in range(first, first + _BLOCK) if s % 3 != 2 or s % 24 == 2]
+                # A secure round costs some ten open ones: every sixteenth of those worlds here, all of them in the soak.
+                seeds = [s for s in range(first, first + _BLOCK) if s % 3 != 2 or s % 48 == 2]
                 jobs.append(pool.submit(rounds_in, seeds))
                 first += _BLOCK
             rounds += jobs.pop(0).result()
@@ -32,7 +32,7 @@ def test_ten_thousand_faulty_rounds_break_no_law() -> None:
 
 @pytest.mark.parametrize("rule", ["weighted", "examples", "poisson", "latest"])
 def test_where_rounds_are_drawn_no_law_is_broken_either(rule: str) -> None:
-    assert sum(run_world(seed, rule=rule).laws.rounds_seen for seed in range(12)) > 200
+    assert sum(run_world(seed, rule=rule).laws.rounds_seen for seed in range(6)) > 100
 
 
 @pytest.mark.parametrize("seed", [0, 3, 12])
