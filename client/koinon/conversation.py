@@ -135,9 +135,8 @@ class Conversation:
                 self._asked(message.ask)
             case "call":
                 self._called(message.call)
-            case "receipt" if (
-                self._clear
-            ):  # what another history makes of an update is nothing; it is asked again
+            case "receipt" if self._clear:
+                # What another history makes of an update is nothing: once the standing is known, it is asked again.
                 verdict = convert.verdict_from(message.receipt)
                 self._step(member.Receipted(message.receipt.round, verdict, message.receipt.reason))
             case "cancel":
