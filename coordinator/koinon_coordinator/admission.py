@@ -89,8 +89,7 @@ def hear(store: Store, run: Run, sessions: Sessions | None, voice: Voice, trust:
     )
     if sessions is None or not run.wants(client, number, voice.collection, voice.attempt):
         return Item(fact)
-    assert run.round is not None
-    terms = run.round.terms
+    terms = sessions.terms(client)
     try:
         if voice.terms != terms.digest:
             raise RemoteProtocolError("what was said is about other terms than this round's")

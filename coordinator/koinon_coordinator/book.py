@@ -1,5 +1,6 @@
 """The book: what a turn of the ledger may change of a run, what comes into it, and how it is read from the store."""
 
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -8,7 +9,9 @@ from koinon_coordinator.retention import Kept
 from koinon_coordinator.store import Incident, ModelVersion, PayloadRow, RunRow, SessionGone, Store, UpdateRow
 from koinon_core import run as runs
 from koinon_core.history import genesis
+from koinon_core.round import events
 from koinon_core.round.machine import Round, rebuild
+from koinon_core.round.terms import Terms
 from koinon_core.run import Fact, Run
 from koinon_core.secure.sessions import public_keys
 from koinon_core.selection import Seen
@@ -43,6 +46,8 @@ class Book:
     staged: dict[str, UpdateRow] = field(default_factory=dict)
     said: dict[tuple[str, str], bytes] = field(default_factory=dict)
     """What devices said in the open round's attempt at a secure sum, by collection and device."""
+    terms: dict[int, Terms] = field(default_factory=dict)
+    """Those of the open round, and of the rounds that gave what devices of a buffered one work on."""
     keys: frozenset[bytes] = frozenset()
     """What was advertised in it: nobody may advertise another's."""
     later: tuple[Item, ...] = ()
@@ -52,7 +57,7 @@ class Book:
     hash: str = ""
 
     def copy(self) -> "Book":
-        return replace(self, staged=dict(self.staged), said=dict(self.said))
+        return replace(self, staged=dict(self.staged), said=dict(self.said), terms=dict(self.terms))
 
     @property
     def remembers(self) -> bool:
@@ -60,8 +65,18 @@ class Book:
         r = self.run.round
         if r is None or not r.secure or r.over:
             return True
-        keys = r.masking.leaves or (r.masking.now.heard if r.stage == "keys" else ())
-        return all(("keys", client) in self.said for client in keys)
+        keys = r.masking.leaves or (r.masking.now.heard if r.stage == "keys" else {})
+        return all(("keys", client) in self.said for client in (*keys, *r.ready))
+
+    def keep_terms(self, before: Round | None, terms: Terms) -> None:
+        """A round opens with these `terms`, after the round `before`."""
+        kept = {n: t for n, t in self.terms.items() if n in _given_in(before)}
+        self.terms = {**kept, terms.round: terms}
+
+    def keep_said(self, clients: Container[str]) -> None:
+        """Forget what was said, but for the keys of these."""
+        self.said = {k: word for k, word in self.said.items() if k[0] == "keys" and k[1] in clients}
+        self.keys = _keys_in(self.said)
 
     @property
     def keeps_models(self) -> bool:
@@ -88,6 +103,9 @@ def read(store: Store, row: RunRow) -> Book:
         beyond=row.beyond, remembered=row.remembered, round=round_, seen=seen, scores=scores,
         evaluators=_evaluators(store, row, spec),
     )  # fmt: skip
+    terms = {n: opened_under(store, row.id, n) for n in _given_in(round_)}
+    if round_ is not None:
+        terms[round_.terms.round] = round_.terms
     kept = Kept(tuple(store.kept_rounds(row.id)), tuple(store.kept_versions(row.id)))
     open_ = run.round is not None and not run.round.over
     staged = staged_of(store, run.round) if run.round is not None and open_ else {}
@@ -96,12 +114,36 @@ def read(store: Store, row: RunRow) -> Book:
         # What an earlier attempt masked is in no sum of this one.
         staged = {c: u for c, u in staged.items() if run.round.update.heard.get(c) == u.digest}
         with suppress(SessionGone):
-            payloads = store.payloads(row.id, row.number, run.round.masking.attempt)
-            said = {(p.collection, p.client): p.data for p in payloads}
-    keys = frozenset(
-        key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
+            said = _said(store, run.round)
+    return Book(
+        run, version, kept, staged, said, terms, _keys_in(said), entries=row.audit_number, hash=row.audit_hash
     )
-    return Book(run, version, kept, staged, said, keys, entries=row.audit_number, hash=row.audit_hash)
+
+
+def _given_in(r: Round | None) -> set[int]:
+    """The rounds that gave what devices of a buffered round work on."""
+    return {work.round for work in r.taken.values()} if r is not None else set()
+
+
+def opened_under(store: Store, run: str, number: int) -> Terms:
+    """The terms of a round, as they are stored."""
+    opened = store.events(run, number)[0]
+    assert isinstance(opened, events.Opened)
+    return opened.terms
+
+
+def _said(store: Store, r: Round) -> dict[tuple[str, str], bytes]:
+    """What devices said in the session of a round, and those who wait for the next one."""
+    attempt = r.masking.attempt
+    first = store.payloads(r.terms.run, r.terms.round, 0) if r.ready or not attempt else []
+    waiting = {("keys", p.client): p.data for p in first if p.collection == "keys" and p.client in r.ready}
+    session = first if not attempt else store.payloads(r.terms.run, r.terms.round, attempt)
+    return waiting | {(p.collection, p.client): p.data for p in session if p.client not in r.ready}
+
+
+def _keys_in(said: Mapping[tuple[str, str], bytes]) -> frozenset[bytes]:
+    """All that are advertised."""
+    return frozenset(key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert))
 
 
 def _evaluators(store: Store, row: RunRow, spec: RunSpec) -> int:
@@ -147,7 +189,7 @@ def _own_keys(book: Book, item: Item) -> Item:
     fact = item.fact
     if not isinstance(fact, runs.Voiced) or book.keys.isdisjoint(item.keys):
         return item
-    if (fact.collection, fact.client) in book.said:
+    if item.payload is not None and item.payload.data == book.said.get((fact.collection, fact.client)):
         return item  # its own, said again
     reason = "refused: it advertises a key that another device has"
     incident = Incident(fact.at, fact.client, fact.round, "REFUSED", reason)

@@ -16,6 +16,7 @@ from koinon_core.flow.spread import spread_of
 from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Terms
 from koinon_core.schema import Schema
+from koinon_core.secure.aged import aged
 from koinon_core.secure.apart import Sums, aggregate
 from koinon_core.spec import RunSpec
 from koinon_core.strategy.closing import (
@@ -159,10 +160,15 @@ def contributions_of(
         one = Contribution(u.client, u.head, open_update(store, plan, terms.run, u) if trained else None)
         if u.client in taken:
             work = taken[u.client]
-            base = Reader(*store.window(work.model), plan.spec.model, "an older model") if moves else None
+            base = _given(store, plan, work) if moves else None
             one = replace(one, age=terms.version - work.version, base=base)
         made.append(one)
     return made
+
+
+def _given(store: Store, plan: Plan, work: Taken) -> Source:
+    """The model that a device of a buffered round was given."""
+    return Reader(*store.window(work.model), plan.spec.model, "an older model")
 
 
 def close_round(
@@ -190,14 +196,19 @@ def close_round(
 
 def close_secure(
     store: Store, plan: Plan, terms: Terms, version: ModelVersion, sums: Sums, drafts: Drafts | None = None, *,
-    delta: bool = False,
+    delta: bool = False, work: Taken | None = None, agreed: Terms | None = None,
 ) -> Closed:  # fmt: skip
     """The same for sums of lanes that no mask is on any more, each with its devices: one, or where a rule is taken
     between groups one of each. BadBlob too where they are larger than the round was sized for: its sentence then begins
-    with "overflowed:"."""
+    with "overflowed:". In a buffered round `work` is what the devices were given, all of them, and `agreed` the terms
+    that it was given under."""
 
     def of(w: Source, room: Room) -> Aggregate:
-        return aggregate(plan.strategy, plan.layout, terms, sums, w, room)
+        total = aggregate(plan.strategy, plan.layout, agreed or terms, sums, w, room)
+        if work is None:
+            return total
+        base = _given(store, plan, work) if Need.MODELS in plan.strategy.needs else None
+        return aged(plan.strategy, total, terms.version - work.version, w, base)
 
     with Room(store.folder) as room:
         if terms.kind == "evaluate":

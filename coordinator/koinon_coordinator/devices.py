@@ -170,7 +170,7 @@ class Devices:
             if voice.round <= (await self._fed.db(self._fed.store.run, row.id)).number:
                 raise Unavailable("the run went on elsewhere; this coordinator does not know that round")
             return "NOT_COUNTED", f"round {voice.round} has not begun"
-        if driver is None or driver.run.over or voice.round < driver.run.number:
+        if driver is None or driver.run.over or not driver.run.takes(voice.client, voice.round):
             return await self._fed.db(self._fed.store.verdict, row.id, voice.round, voice.client)
         r = driver.run.round
         sessions = driver.ledger.sessions if r is not None and r.secure and not r.over else None
@@ -208,8 +208,7 @@ class Devices:
         driver = self._fed.drivers.get(run)
         if driver is None or not _wants_bytes(driver.run, connection.client, round_):
             raise RemoteProtocolError(f"no update of round {round_} is awaited from this device")
-        r = driver.run.round
-        check_upload(driver.plan, size, r.terms if r is not None else None)
+        check_upload(driver.plan, size, driver.ledger.terms_of(connection.client))
         driver.tell(runs.Progressed(self._fed.clock(), connection.client))
 
     def _driver(self, connection: Connection, run: str) -> Driver | None:

@@ -24,6 +24,7 @@ from koinon_coordinator.store import (
     Change,
     Incident,
     ModelVersion,
+    PayloadRow,
     RefusedWrite,
     RunRow,
     Store,
@@ -37,6 +38,7 @@ from koinon_core.errors import KoinonError, StoreError
 from koinon_core.history import facts_of, genesis
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round
+from koinon_core.round.terms import Terms
 from koinon_core.run import Fact, Moved, Order, Run
 from koinon_core.secagg.recovery import Unrecoverable
 from koinon_core.secagg.unmasker import Session
@@ -117,7 +119,7 @@ class Ledger:
         r = book.run.round
         if r is not None and not book.remembers:
             lost = "lost what its devices said: the key of its session is not in this coordinator's folder"
-            items.append(Item(runs.Unfoldable(fact.at, r.terms.round, lost)))
+            items.append(Item(runs.Unfoldable(fact.at, r.terms.round, lost, forgotten=True)))
         orders = self._step(book, change, items)
         self._log.info("run taken up", epoch=self.epoch, round=before.run.number, away_s=round(fact.away, 3))
         return self._commit(book, change, orders)
@@ -152,7 +154,12 @@ class Ledger:
         attempt = (r.terms.round, r.masking.attempt)
         if self._known[0] != attempt:
             self._known = (attempt, {})
-        return Sessions(r, book.said, self._known[1])
+        return Sessions(r, book.said, self._known[1], book.terms.__getitem__)
+
+    def terms_of(self, client: str) -> Terms | None:
+        """Those that a device was given its work under, in the open round or one that it goes on from."""
+        r = self.run.round
+        return self._book.terms[r.round_of(client)] if r is not None and not r.over else None
 
     @property
     def folding(self) -> bool:
@@ -260,6 +267,9 @@ class Ledger:
             before, moved = book.run, runs.step(book.run, item.fact)
             book.run = moved.run
             self._record(book, change, item, before, moved)
+            if not book.run.summing and not book.run.over:
+                waiting.extendleft(reversed(book.later))
+                book.later = ()
             for order in moved.orders:
                 if isinstance(order, runs.Open):
                     waiting.appendleft(self._opening())
@@ -275,9 +285,6 @@ class Ledger:
                         else ()
                     )
                     orders = [o for o in orders if not isinstance(o, effects.Ask) or o.client in on]
-                    if not book.run.over:
-                        waiting.extendleft(reversed(book.later))
-                        book.later = ()
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
             if moved.run.status != before.status:
@@ -297,7 +304,8 @@ class Ledger:
             if run.round is not None:
                 if before.round is None or run.round.masking.attempt != before.round.masking.attempt:
                     # Another attempt has nothing of the one before.
-                    book.said, book.staged, book.keys = {}, {}, frozenset()
+                    book.keep_said(run.round.advertised)
+                    book.staged = {}
                 change.rounds[number] = run.round
                 change.bytes_down[number] = self.bytes_down[number]
                 if item.fold_s:
@@ -309,8 +317,12 @@ class Ledger:
             if incident is not None and self._worth_keeping(incident):
                 change.incidents.append(incident)
         for event in moved.records:
+            if isinstance(event, events.Carried):  # what is kept of the round before goes with it
+                words = [(client, book.said["keys", client]) for client, _ in event.ready]
+                change.payloads += (PayloadRow(run.number, 0, "keys", client, word) for client, word in words)
             if isinstance(event, events.Opened):
                 terms = event.terms
+                book.keep_terms(before.round, terms)
                 about = {"round": terms.round, "terms": terms.digest, "incarnation": terms.incarnation}
                 self._enter(book, change, "opened", about)
         if isinstance(item.fact, runs.Recovered):
@@ -319,7 +331,8 @@ class Ledger:
     def _attach(self, book: Book, change: Change, item: Item) -> None:
         if item.payload is not None:
             book.keys |= set(item.keys)
-            change.payloads.append(item.payload)
+            # It may have waited for another round than it was said in.
+            change.payloads.append(replace(item.payload, round=book.run.number))
             book.said[item.payload.collection, item.payload.client] = item.payload.data
         if item.update is not None:
             change.updates.append(item.update)
@@ -341,7 +354,8 @@ class Ledger:
         """A round is over: the audit log says how, and what is kept no longer goes."""
         r = book.run.round
         assert r is not None
-        staged, book.staged, book.said, book.keys = book.staged, {}, {}, frozenset()
+        staged, book.staged = book.staged, {}
+        book.keep_said(r.ready.keys() & r.update.awaited)
         if r.secure:
             change.opened.append(close.round)
         people = [
@@ -424,11 +438,15 @@ class Ledger:
         for suspect in sorted({c for one in opened for c in one.recovery.suspects}):
             self._log.warning("wrong shares were revealed", client=suspect, round=r.terms.round)
         attempt = r.masking.attempt
+        agreed = sessions.agreed
         sums = (
-            (summed(self._store, r.terms, attempt, opens, [book.staged[c] for c in devices]), devices)
+            (summed(self._store, agreed, attempt, opens, [book.staged[c] for c in devices]), devices)
             for opens, devices in sessions.sums(opened)
         )
-        closed = close_secure(self._store, self.plan, r.terms, book.version, sums, delta=delta)
+        work = r.taken[r.accepted[0]] if r.buffered else None
+        closed = close_secure(
+            self._store, self.plan, r.terms, book.version, sums, delta=delta, work=work, agreed=agreed
+        )
         # No row says of a single device whether it evaluated, so what is known of all is kept.
         return replace(closed, metrics={**closed.metrics, EVALUATED: float(closed.evaluated)})
 

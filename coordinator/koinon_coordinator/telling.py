@@ -8,7 +8,6 @@ from koinon_coordinator.store import Store
 from koinon_core import run as runs
 from koinon_core.round import effects, events
 from koinon_core.round.machine import Round, step
-from koinon_core.round.terms import Terms
 from koinon_core.run import Fact, Order, Run
 from koinon_core.run.state import WORK
 from koinon_core.secure.sessions import Sessions
@@ -50,12 +49,14 @@ class Telling:
                 case effects.Ask(client, collection):
                     r = run.round
                     # The round may have gone on, or be over, by the turn's end.
-                    if r is not None and r.buffered and client in r.update.awaited and not r.over:
-                        said.append(Said(client, self._work(book, r, r.round_of(client)), r.round_of(client)))
-                    elif r is not None and collection == WORK and r.awaits(client):
-                        said.append(Said(client, self._work(book, r), run.number))
-                    elif r is not None and r.stage == collection and r.awaits(client):
-                        said.append(Said(client, self._asked(book, r, sessions, client), run.number))
+                    if r is None or r.over:
+                        continue
+                    number = r.round_of(client)
+                    works = (r.buffered and client in r.working) or (collection == WORK and r.awaits(client))
+                    if works:
+                        said.append(Said(client, self._work(book, r, number), number))
+                    elif r.stage == collection and r.awaits(client):
+                        said.append(Said(client, self._asked(book, r, sessions, client), number))
                 case effects.Receipt(client, number, verdict, reason):
                     said.append(Said(client, _receipt(run, number, verdict, reason)))
                 case effects.Cancel(client, number, reason):
@@ -92,21 +93,21 @@ class Telling:
     def _asked(self, book: Book, r: Round, sessions: Callable[[], Sessions], client: str) -> bytes:
         """What a device is asked: for the round's work, or in a session of its secure sum."""
         if r.stage == "update" or (r.stage == "keys" and not r.masking.attempt):
-            return self._work(book, r)
+            return self._work(book, r, r.terms.round)
         call = pb.Call(
-            run=book.run.id, round=r.terms.round, attempt=r.masking.attempt, collection=r.stage, epoch=self._epoch,
+            run=book.run.id, round=r.round_of(client), attempt=r.masking.attempt, collection=r.stage, epoch=self._epoch,
             payload=sessions().call(client),
         )  # fmt: skip
         return _envelope(call=call)
 
-    def _work(self, book: Book, r: Round, number: int = 0) -> bytes:
+    def _work(self, book: Book, r: Round, number: int) -> bytes:
         """The Ask of the open round, or of the round `number`, whose work the open one goes on with: the same bytes for
         all who are asked when it begins; for who comes back, with how much of the deadline is over."""
-        run, version, number = book.run, book.version, number or r.terms.round
+        run, version = book.run, book.version
         elapsed = r.elapsed(self._clock())
         elapsed = elapsed if elapsed >= _AT_ONCE else 0.0
         if self._ask is None or self._ask[:2] != (number, elapsed):
-            terms = r.terms if number == r.terms.round else self._terms(run.id, number)
+            terms = book.terms[number]
             ask = pb.Ask(
                 run=run.id, round=number, terms=terms.encoded, epoch=self._epoch,
                 links=convert.links_to({n: d for n, d in run.links.items() if n < number}), elapsed=elapsed,
@@ -119,12 +120,6 @@ class Telling:
                 ask.delta_base = version.base
             self._ask = (number, elapsed, _envelope(ask=ask))
         return self._ask[2]
-
-    def _terms(self, run: str, number: int) -> Terms:
-        """Those of an earlier round, as they are stored."""
-        opened = self._store.events(run, number)[0]
-        assert isinstance(opened, events.Opened)
-        return opened.terms
 
     def _content(self, digest: str) -> pb.Content:
         window, size = self._store.window(digest)

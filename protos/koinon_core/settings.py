@@ -62,11 +62,7 @@ def _check_buffer(spec: Any) -> None:
                 )
         return
     if spec.secure:
-        raise UsageError(
-            f"buffer = {spec.buffer} makes the run asynchronous, and a secure sum is one of updates of the same "
-            "model; say aggregation = 'open', or drop buffer: with keys = 'ready' and over_selection slow devices "
-            "hold up no secure round either"
-        )
+        rules.check_buffer(spec)
     if spec.clients is not None or spec.over_selection != 1.0:
         raise UsageError(
             f"in a run with buffer = {spec.buffer} no round chooses its devices; give concurrency in the place of "

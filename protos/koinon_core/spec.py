@@ -232,8 +232,8 @@ class RunSpec:
     @property
     def devices(self) -> int:
         """The most devices whose updates one round may sum."""
-        if self.buffer:
-            return self.buffer
+        if self.buffer:  # a secure one leaves no fewer behind than could hide one another (round/cohorts.py)
+            return self.buffer + (self.min_clients - 1 if self.secure else 0)
         if self.clients is None:
             return self.max_clients
         return math.ceil(self.clients * self.over_selection)

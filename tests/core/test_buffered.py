@@ -414,13 +414,6 @@ def test_what_an_asynchronous_run_cannot_have_is_refused_in_one_sentence(setting
         spec(**settings).check()
 
 
-def test_a_secure_run_cannot_be_asynchronous_and_says_what_to_do():
-    with pytest.raises(
-        UsageError, match=r"a secure sum is one of updates of the same model; say aggregation = 'open'"
-    ):
-        koinon.Run("s", model={"w": np.zeros(2)}, buffer=4, min_clients=3)
-
-
 @pytest.mark.parametrize(
     "make",
     [

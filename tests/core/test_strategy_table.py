@@ -34,6 +34,7 @@ COLUMNS = {
     "open": (lambda s: s, {"aggregation": "open"}),
     "secure": (lambda s: s, {"aggregation": "secure"}),
     "async": (lambda s: s, {"aggregation": "open", "clients": None, "buffer": DEVICES}),
+    "secure async": (lambda s: s, {"aggregation": "secure", "clients": None, "buffer": DEVICES}),
     "secure `compact`": (lambda s: s, {"aggregation": "secure", "codec": "compact"}),
     "open `thin`": (lambda s: s, {"aggregation": "open", "codec": "thin"}),
     "below it `Krum`": (lambda s: chain(s, Krum(f=1)), {"aggregation": "open"}),

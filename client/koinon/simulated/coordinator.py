@@ -23,6 +23,7 @@ from koinon_core.round.machine import Round
 from koinon_core.round.terms import COLLECTIONS
 from koinon_core.run import Run as Machine
 from koinon_core.secagg.recovery import Unrecoverable
+from koinon_core.secure.aged import aged
 from koinon_core.secure.apart import aggregate
 from koinon_core.selection import Seen
 from koinon_core.strategy.closing import (
@@ -212,7 +213,7 @@ class House:
         )  # fmt: skip
         if r is not None and self.machine.wants(client, number, voice.collection, voice.attempt):
             try:
-                if voice.terms_digest != r.terms.digest:
+                if voice.terms_digest != self.secrets.terms(r, client).digest:
                     raise RemoteProtocolError("what was said is about other terms than this round's")
                 heard = self.secrets.hear(r, client, voice, blob)
             except (BadBlob, RemoteProtocolError) as error:
@@ -299,11 +300,14 @@ class House:
 
     def _ask(self, client: str, collection: str) -> None:
         r = self.machine.round
-        if r is None or r.stage != collection or not r.awaits(client):
+        if r is None or not r.awaits(client):
             return  # the round has gone on since
-        if collection != "update" and (collection != "keys" or r.masking.attempt):
+        works = r.buffered and client in r.working
+        if r.stage != collection and not works:
+            return
+        if not works and collection != "update" and (collection != "keys" or r.masking.attempt):
             call = pb.Call(
-                run=self.machine.id, round=r.terms.round, attempt=r.masking.attempt, collection=collection,
+                run=self.machine.id, round=r.round_of(client), attempt=r.masking.attempt, collection=collection,
                 payload=self.secrets.call(r, client),
             )  # fmt: skip
             self._tell(client, pb.CoordinatorMessage(call=call))
@@ -377,7 +381,11 @@ class House:
     def _summed(self, r: Round, into: Into) -> Closing:
         """The same of a secure round, of which sums are all that there is."""
         w = Held(self.model)
-        total = aggregate(self.strategy, self.layout, r.terms, self.secrets.sums(r), w)
+        agreed = self.secrets.terms(r, r.accepted[0])
+        total = aggregate(self.strategy, self.layout, agreed, self.secrets.sums(r), w)
+        if r.buffered:
+            first = r.accepted[0]
+            total = aged(self.strategy, total, r.age(first), w, self._base(r, first))
         if r.terms.kind == "evaluate":
             return judge(total)
         return step(

@@ -7,6 +7,7 @@ from koinon_core.blob import Blob
 from koinon_core.errors import BadBlob
 from koinon_core.identity import Trust
 from koinon_core.round.machine import Round
+from koinon_core.round.terms import Terms
 from koinon_core.secagg.unmasker import Session
 from koinon_core.secure.apart import Sums
 from koinon_core.secure.opening import summed
@@ -25,12 +26,20 @@ class Secrets:
         self._said: dict[tuple[str, str], bytes] = {}
         self._masked: dict[str, Blob] = {}
         self._known: dict[int, Session] = {}
+        self._terms: dict[int, Terms] = {}
 
     def follow(self, r: Round | None) -> None:
         """The round as it is after a move."""
         attempt = (0, 0) if r is None or r.over else (r.terms.round, r.masking.attempt)
         if attempt != self._attempt:
-            self._attempt, self._said, self._masked, self._known = attempt, {}, {}, {}
+            # Who waits for a session of a buffered round goes on into the next one.
+            waiting = r.advertised if r is not None else ()
+            kept = {k: word for k, word in self._said.items() if k[0] == "keys" and k[1] in waiting}
+            self._attempt, self._said, self._masked, self._known = attempt, kept, {}, {}
+        if r is not None and r.terms.round not in self._terms:
+            given = {r.round_of(client) for client in r.taken}
+            self._terms = {n: terms for n, terms in self._terms.items() if n in given}
+            self._terms[r.terms.round] = r.terms
 
     def call(self, r: Round, client: str) -> bytes:
         """What a device is asked in the collection that is open."""
@@ -52,7 +61,11 @@ class Secrets:
         sessions = self._sessions(r)
         for opens, devices in sessions.sums(sessions.opened()):
             updates = {client: self._masked[client] for client in devices}
-            yield summed(r.terms, r.masking.attempt, opens, updates), devices
+            yield summed(sessions.agreed, r.masking.attempt, opens, updates), devices
+
+    def terms(self, r: Round, client: str) -> Terms:
+        """Those that a device was given its work under."""
+        return self._terms[r.round_of(client)]
 
     def _sessions(self, r: Round) -> Sessions:
-        return Sessions(r, self._said, self._known)
+        return Sessions(r, self._said, self._known, self._terms.__getitem__)

@@ -292,8 +292,8 @@ def _write_payloads(tx: Connection, run: str, change: Change) -> None:
         }
         for p, sealed in zip(change.payloads, change.sealed, strict=True)
     ]  # fmt: skip
-    if rows:
-        tx.execute(insert(rows_of(models.Payload)), rows)
+    # A device that lost what it had done does it anew, and its keys are others.
+    _upsert(tx, models.Payload, rows, ("run", "round", "attempt", "collection", "client"), ("data",))
     if change.opened:
         table = rows_of(models.Payload)
         tx.execute(delete(table).where(table.c.run == run, table.c.round.in_(change.opened)))

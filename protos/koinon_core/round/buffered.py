@@ -1,6 +1,6 @@
 """What is particular to a buffered round, which asynchronous runs are made of (Nguyen et al. 2022, arXiv:2106.06639).
 
-    update -> folding -> closed
+    update -> folding -> closed                          (a secure run's: `cohorts.py`, which says who is summed)
 
 There is no `joined`: a device that is free is given this round's work at once, as long as fewer than `concurrency` are
 at work. The round closes when its goal of updates is there, whichever rounds gave their work; those who are still
@@ -16,16 +16,20 @@ waits, and says so. While a buffer is summed nothing happens to its devices: who
 """
 
 from dataclasses import replace
+from typing import Literal
 
 from koinon_core.round.effects import Ask, Cancel, Receipt
 from koinon_core.round.events import Carried, Heard, Opened
 from koinon_core.round.state import Collection, Effects, Round
 from koinon_core.round.taken import Taken
+from koinon_core.round.terms import Terms
 
 __all__ = [
     "carried",
+    "dropped",
     "forgotten",
     "give",
+    "left",
     "lose",
     "opened",
     "outdated",
@@ -40,33 +44,46 @@ def opened(event: Opened) -> Round:
     """An empty buffer."""
     terms = event.terms
     return Round(
-        terms=terms, stage="update", joined=Collection(), update=Collection(deadline=event.at + terms.deadline),
-        goal=terms.goal, opened_at=event.at, asked_at=event.at,
+        terms=terms, stage=_collects(terms), joined=Collection(),
+        update=Collection(deadline=event.at + terms.deadline), goal=terms.goal, opened_at=event.at, asked_at=event.at,
     )  # fmt: skip
 
 
-def carried(r: Round, event: Carried) -> Round:
-    """Await those who are at work already."""
-    return _at_work(r, *event.work)
+def _collects(terms: Terms) -> Literal["keys", "update"]:
+    """What devices hand in when they have done their work."""
+    return "keys" if terms.aggregation == "secure" else "update"
+
+
+def carried(r: Round, event: Carried) -> tuple[Round, Effects]:
+    """Await those who are at work already, and keep those who wait to be summed."""
+    r = _at_work(r, *event.work)
+    return replace(r, ready={**r.ready, **dict(event.ready)}), ()
 
 
 def give(r: Round, event: Heard) -> tuple[Round, Effects]:
     """A device is free, or has lost what it was given: it gets this round's work, unless it had its part in it."""
     if not r.gives(event.client):
         return r, ()
-    return _at_work(r, Taken.of(event.client, r.terms, event.at)), (Ask(event.client, "update"),)
+    return _at_work(r, Taken.of(event.client, r.terms, event.at)), (Ask(event.client, _collects(r.terms)),)
 
 
 def _at_work(r: Round, *work: Taken) -> Round:
     taken = {one.client: one for one in work}
     left = {client: reason for client, reason in r.update.left.items() if client not in taken}
     update = replace(r.update, asked=r.update.asked | taken.keys(), left=left)
-    return replace(r, update=update, taken={**r.taken, **taken}, silent=r.silent - taken.keys())
+    ready = {client: digest for client, digest in r.ready.items() if client not in taken}
+    return replace(r, update=update, taken={**r.taken, **taken}, silent=r.silent - taken.keys(), ready=ready)
 
 
 def lose(r: Round, client: str, reason: str) -> Round:
     """A device left without a word."""
-    return replace(r, update=r.update.lose(client, reason), silent=r.silent | {client})
+    return replace(left(r, client, reason), silent=r.silent | {client})
+
+
+def left(r: Round, client: str, reason: str) -> Round:
+    """A device left."""
+    ready = {c: digest for c, digest in r.ready.items() if c != client}
+    return replace(r, update=r.update.lose(client, reason), silent=r.silent - {client}, ready=ready)
 
 
 def settled(r: Round) -> bool:
@@ -77,17 +94,18 @@ def settled(r: Round) -> bool:
 def stuck(r: Round) -> bool:
     """Whether the round had its time, and all who had work said that they would not do it."""
     said = [client for client in r.update.left if not r.gives(client)]
-    return r.stage == "update" and r.update.deadline is None and not r.update.awaited and bool(said)
+    nobody = not r.update.awaited and not r.cohort
+    return r.gathers and r.update.deadline is None and nobody and bool(said)
 
 
 def overdue(r: Round, at: float) -> tuple[Round, Effects]:
     """Time passed: who had its time leaves, and a round that had its own asks for no more than its quorum."""
     told: list[Receipt] = []
     reason = f"it had {r.terms.deadline:g} s for its work, and did not answer"
-    for client in sorted(r.update.awaited):
+    for client in sorted(r.working):
         if r.taken[client].since + r.terms.deadline <= at:
             told.append(Receipt(client, r.round_of(client), "NOT_COUNTED", reason))
-            r = replace(r, update=r.update.lose(client, reason))
+            r = left(r, client, reason)
     if r.update.deadline is not None and r.update.deadline <= at:
         r = replace(r, goal=min(r.goal, r.terms.quorum), update=replace(r.update, deadline=None))
     return r, tuple(told)
@@ -95,14 +113,20 @@ def overdue(r: Round, at: float) -> tuple[Round, Effects]:
 
 def outdated(r: Round) -> tuple[Round, Effects]:
     """Whose work would be more versions behind than the run takes, now that this round made a model."""
-    told: list[Cancel] = []
+    told: list[Cancel | Receipt] = []
     for client in sorted(r.update.awaited):
         behind = r.age(client) + 1
         if behind > r.terms.staleness:
             reason = f"its work is {behind} versions old, and this run takes {r.terms.staleness} (staleness)"
-            told.append(Cancel(client, r.round_of(client), reason))
-            r = replace(r, update=r.update.lose(client, reason))
+            told.append(dropped(r, client, reason))
+            r = left(r, client, reason)
     return r, tuple(told)
+
+
+def dropped(r: Round, client: str, reason: str) -> Cancel | Receipt:
+    """What a device is told whose work is wanted no more: to stop it, or what became of it."""
+    number = r.round_of(client)
+    return Receipt(client, number, "NOT_COUNTED", reason) if client in r.ready else Cancel(client, number, reason)
 
 
 def forgotten(r: Round) -> Effects:
@@ -113,5 +137,9 @@ def forgotten(r: Round) -> Effects:
 def taken_up(r: Round, away: float) -> Round:
     """Nobody owned the round for so long: whoever works has that much more time."""
     late = {client: replace(work, since=work.since + away) for client, work in r.taken.items()}
-    deadline = r.update.deadline + away if r.update.deadline is not None else None
-    return replace(r, taken=late, update=replace(r.update, deadline=deadline))
+    now, update = r.masking.now, r.update
+    if now.deadline is not None:
+        now = replace(now, deadline=now.deadline + away)
+    if update.deadline is not None:
+        update = replace(update, deadline=update.deadline + away)
+    return replace(r, taken=late, update=update, masking=replace(r.masking, now=now))

@@ -21,11 +21,14 @@ def abandon(r: Round, at: float, reason: str, *, carries: bool = False) -> tuple
     who still work go on, for the round after it."""
     why = f"round {r.terms.round} {reason}"
     # What a device of a secure round has done may be handed in, though nothing of it is here yet.
-    had = r.update.asked - r.update.left.keys() if r.secure else r.update.heard.keys()
+    had = frozenset(r.update.asked - r.update.left.keys() if r.secure else r.update.heard)
+    if r.secure and carries:
+        had &= r.cohort
     told = tuple(Receipt(client, r.round_of(client), "NOT_COUNTED", why) for client in sorted(had))
     out = () if carries else sorted(r.update.awaited - had)
     dropped = tuple(Cancel(client, r.round_of(client), why) for client in (*out, *sorted(r.silent)))
     r = replace(r, stage="abandoned", ended_at=at, reason=reason)
-    if r.buffered and not carries:
-        r = replace(r, update=replace(r.update, left={**r.update.left, **dict.fromkeys(out, why)}))
+    if r.buffered and (r.secure or not carries):
+        gone = dict.fromkeys((*out, *sorted(had)) if r.secure else out, why)
+        r = replace(r, update=replace(r.update, left={**r.update.left, **gone}))
     return r, (*told, *dropped, Close(r.terms.round, False, reason))

@@ -26,10 +26,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """These devices still work on what earlier rounds gave them: a buffered round awaits their updates."""
+    """These devices still work on what earlier rounds gave them: a buffered round awaits their updates. `ready` has
+    those of them, in a secure one, who have done their work and wait to be summed, with the digest of their keys."""
 
     at: float
     work: tuple[Taken, ...]
+    ready: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,12 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class Unfoldable:
-    """The sum or the strategy's step made no model."""
+    """The sum or the strategy's step made no model. `forgotten` says that what devices had said is lost: then nobody
+    goes on with what a buffered round gave."""
 
     at: float
     reason: str
+    forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,8 @@ def load(kind: str, values: dict[str, Any]) -> Event:
         if kind == "Opened":
             return Opened(values["at"], Terms(**values["terms"]))
         if kind == "Carried":
-            return Carried(values["at"], tuple(Taken(**work) for work in values["work"]))
+            ready = tuple((client, digest) for client, digest in values.get("ready", ()))
+            return Carried(values["at"], tuple(Taken(**work) for work in values["work"]), ready)
         if kind == "Voiced":
             values = {**values, "missing": tuple(values.get("missing", ()))}
         event: Event = _KINDS[kind](**values)

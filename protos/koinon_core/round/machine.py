@@ -7,6 +7,7 @@ name, and the model stays as it was.
     open:    joined -> update -> folding -> closed        (or, from anywhere, -> abandoned)
     secure:  joined -> keys -> shares -> masked -> consistent -> reveal -> folding -> closed       (`masked.py`)
     buffered:          update -> folding -> closed                                               (`buffered.py`)
+    both:              keys -> shares -> masked -> consistent -> reveal -> folding -> closed      (`cohorts.py`)
 
 `joined` has no deadline until its quorum is there: a round without enough devices waits, and says so (unless its
 terms have patience for a while only, as those of an evaluation).
@@ -17,7 +18,7 @@ from dataclasses import replace
 from functools import reduce
 
 from koinon_core.errors import LocalProtocolError
-from koinon_core.round import buffered, masked
+from koinon_core.round import buffered, cohorts, masked
 from koinon_core.round.effects import Ask, Cancel, Close, Fold, Receipt
 from koinon_core.round.ending import abandon, late, refuse
 from koinon_core.round.events import (
@@ -56,9 +57,10 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
         raise LocalProtocolError(f"a round must be opened before {event}")
     match event:
         case Carried():
-            return buffered.carried(round_, event), ()
+            return (cohorts.carried if round_.secure else buffered.carried)(round_, event)
         case Heard(collection="joined"):
-            return (buffered.give if round_.buffered else _joined)(round_, event)
+            give = cohorts.give if round_.secure else buffered.give
+            return (give if round_.buffered else _joined)(round_, event)
         case Heard(collection="update"):
             return _updated(round_, event)
         case Heard():
@@ -71,7 +73,8 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
                 ),
             )
         case Voiced():
-            return masked.voiced(round_, event)
+            waits = round_.gathers and _outside(round_, event.client)
+            return (cohorts.ready if waits else masked.voiced)(round_, event)
         case Spoiled():
             return masked.spoiled(round_, event)
         case Left():
@@ -84,7 +87,9 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
             return (
                 (round_, ())
                 if round_.over
-                else abandon(round_, event.at, event.reason, carries=round_.buffered)
+                else abandon(
+                    round_, event.at, event.reason, carries=round_.buffered and not event.forgotten
+                )
             )
         case TakenUp(away=away):
             return _taken_up(round_, away), ()
@@ -92,6 +97,11 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
             return (
                 (round_, ()) if round_.over else abandon(round_, event.at, f"was cancelled: {event.reason}")
             )
+
+
+def _outside(r: Round, client: str) -> bool:
+    """Whether a device has, or had, work of a buffered round and is not in its session."""
+    return r.buffered and client in r.taken and client not in r.cohort
 
 
 def rebuild(events: Iterable[Event]) -> Round | None:
@@ -158,13 +168,12 @@ def _left(r: Round, event: Left) -> tuple[Round, Effects]:
         deadline = r.joined.deadline if r.enough(heard) else r.gives_up_at
         return replace(r, joined=replace(r.joined, heard=heard, deadline=deadline)), ()
     if r.stage in MASKED_STAGES:
-        return masked.left(r, event)
+        return (cohorts.left if _outside(r, event.client) else masked.left)(r, event)
     if r.stage != "update" or not r.hears(event.client):
         return r, ()  # what was heard stays in the sum, whatever its sender does next
     if r.buffered and event.code == "LEASE":
         return _settle(buffered.lose(r, event.client, reason), event.at)
-    lost = replace(r, update=r.update.lose(event.client, reason), silent=r.silent - {event.client})
-    r, effects = _settle(lost, event.at)
+    r, effects = _settle(buffered.left(r, event.client, reason), event.at)
     return r, (Receipt(event.client, r.round_of(event.client), "NOT_COUNTED", reason), *effects)
 
 
@@ -190,6 +199,8 @@ def _fold(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
 
 def _tick(r: Round, at: float) -> tuple[Round, Effects]:
     waiting = r.collecting
+    if r.buffered and r.secure and r.gathers:
+        return cohorts.tick(r, at)
     if r.buffered and r.stage == "update":
         r, told = buffered.overdue(r, at)
         r, effects = _settle(r, at)

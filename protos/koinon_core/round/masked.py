@@ -23,7 +23,7 @@ from koinon_core.round.events import Left, Spoiled, Voiced
 from koinon_core.round.state import MASKED_STAGES, Collection, Effects, Masking, Round
 from koinon_core.secagg.cohort import Cohort, form
 
-__all__ = ["ask", "left", "spoiled", "tick", "voiced"]
+__all__ = ["ask", "begin", "left", "spoiled", "tick", "voiced"]
 
 _SILENT = "it did not answer in time"
 _CHECKS = 64  # how often, over a collection, it is looked whether there is enough: each costs the whole graph
@@ -39,13 +39,18 @@ def ask(r: Round, at: float) -> tuple[Round, Effects]:
     return r, _asks(asked, "keys")
 
 
+def begin(r: Round, at: float) -> tuple[Round, Effects]:
+    """A session of those whose keys are here."""
+    return _keys_in(r, at)
+
+
 def voiced(r: Round, event: Voiced) -> tuple[Round, Effects]:
     """A device answered. What is about another attempt or collection changes nothing: it is an echo, or too late."""
     client, m = event.client, r.masking
     if client not in r.update.asked:
         return r, refuse(r, client, "this device was not asked in this round")
     if r.stage == "closed" and client in r.update.heard:
-        return r, (Receipt(client, r.terms.round, "COUNTED"),)
+        return r, (Receipt(client, r.round_of(client), "COUNTED"),)
     if r.stage == "abandoned":
         return r, refuse(r, client, f"round {r.terms.round} {r.reason}")
     if client in r.update.left:
@@ -53,13 +58,13 @@ def voiced(r: Round, event: Voiced) -> tuple[Round, Effects]:
     now = (r.stage, m.attempt) if r.stage in MASKED_STAGES else None
     if (event.collection, event.attempt) != now or client not in m.now.awaited:
         staged = event.collection == "masked" and r.update.heard.get(client) == event.digest
-        return r, (Receipt(client, r.terms.round, "STAGED"),) if staged else ()
+        return r, (Receipt(client, r.round_of(client), "STAGED"),) if staged else ()
     m = replace(m, now=m.now.hear(client, event.digest))
     told: Effects = ()
     if r.stage == "masked":
         m = replace(m, missing={**m.missing, client: event.missing})
         r = replace(r, update=r.update.hear(client, event.digest))
-        told = (Receipt(client, r.terms.round, "STAGED"),)
+        told = (Receipt(client, r.round_of(client), "STAGED"),)
     r, effects = _settle(replace(r, masking=m), event.at)
     return r, (*told, *effects)
 
@@ -102,11 +107,12 @@ def _settle(r: Round, at: float, due: bool = False) -> tuple[Round, Effects]:
     now, over = r.masking.now, due or not r.masking.now.awaited
     match r.stage:
         case "keys":
-            if len(now.heard) >= r.goal or (over and r.enough(now.heard)):
+            goal = len(now.asked) if r.buffered else r.goal
+            if len(now.heard) >= goal or (over and r.enough(now.heard)):
                 return _keys_in(r, at)
             if over or not r.enough(now.heard.keys() | now.awaited):
                 n, quorum = len(now.heard), r.terms.quorum
-                return abandon(r, at, f"lost its quorum: {n} of at least {quorum} devices were ready")
+                return _give_up(r, at, f"lost its quorum: {n} of at least {quorum} devices were ready")
             return r, ()
         case "shares":
             if not over and _possible(r, _sharing):
@@ -131,11 +137,10 @@ def _keys_in(r: Round, at: float) -> tuple[Round, Effects]:
         leaves, groups=r.terms.groups, least=least(r), gamma=s["gamma"], delta=s["delta"], sigma=s["sigma"],
         eta=s["eta"], hardened=s["hardened"],
     )  # fmt: skip
-    told = Collection(asked=r.update.asked, left=r.update.left)
-    r, late_ = _lose(replace(r, update=told), _still(r) - leaves.keys(), late(r))
+    r, late_ = _lose(replace(r, update=replace(r.update, heard={})), _still(r) - leaves.keys(), late(r))
     if _few(r, cohorts):
         made = f"{len(cohorts)} of at least {_sums(r)} groups" if cohorts else "no group"
-        return _then(late_, abandon(r, at, f"made {made} of at least {least(r)} devices that may drop out"))
+        return _then(late_, _give_up(r, at, f"made {made} of at least {least(r)} devices that may drop out"))
     members = _members(cohorts)
     r, small = _lose(r, leaves.keys() - members, "there were too few devices for its group")
     m = replace(m, cohorts=cohorts, leaves=leaves, shares=frozenset(), missing={}, signed=frozenset())
@@ -216,7 +221,7 @@ def _again(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
     asked = frozenset(m.leaves.keys() - r.update.left.keys())
     if m.attempt + 1 >= attempts or len(asked) < r.terms.quorum:
         tried = f" in {m.attempt + 1} attempts" if m.attempt else ""
-        return _then(out, abandon(r, at, f"gave up{tried}: {reason}"))
+        return _then(out, _give_up(r, at, f"gave up{tried}: {reason}"))
     deadline = at + r.terms.secure["phase"]
     masking = Masking(attempt=m.attempt + 1, now=Collection(asked=asked, deadline=deadline))
     masking = replace(masking, excluded=m.excluded)
@@ -226,7 +231,12 @@ def _again(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
 
 def _never_opened(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
     """Devices have said what opens this sum, so there will be no other of nearly the same."""
-    return abandon(r, at, f"was abandoned at reveal: {reason}")
+    return _give_up(r, at, f"was abandoned at reveal: {reason}")
+
+
+def _give_up(r: Round, at: float, reason: str) -> tuple[Round, Effects]:
+    """The session comes to nothing, and the round with it; who is in no session of a buffered round goes on."""
+    return abandon(r, at, reason, carries=r.buffered)
 
 
 def _lose(r: Round, clients: Iterable[str], reason: str) -> tuple[Round, Effects]:
@@ -234,7 +244,7 @@ def _lose(r: Round, clients: Iterable[str], reason: str) -> tuple[Round, Effects
     update, told = r.update, []
     for client in sorted(set(clients) - r.update.left.keys()):
         update = update.lose(client, reason)
-        told.append(Receipt(client, r.terms.round, "NOT_COUNTED", reason))
+        told.append(Receipt(client, r.round_of(client), "NOT_COUNTED", reason))
     return replace(r, update=update), tuple(told)
 
 
@@ -245,7 +255,7 @@ def _only(r: Round, members: frozenset[str]) -> Round:
 
 
 def _still(r: Round) -> frozenset[str]:
-    return r.update.asked - r.update.left.keys()
+    return (r.cohort if r.buffered else r.update.asked) - r.update.left.keys()
 
 
 def _asks(clients: Iterable[str], collection: str) -> Effects:

@@ -84,7 +84,9 @@ class Round:
 
     `update` says of everybody who was asked what became of their update; in a secure round the collection that is
     under way is `masking.now`. In a buffered round `taken` says what each of them works on, and `silent` who of those
-    who left did so without a word, and was told nothing: they may come back, and what they hand in counts.
+    who left did so without a word, and was told nothing: they may come back, and what they hand in counts. `ready` has
+    those of a secure one who have done their work and wait for others that worked on the same model, in the order in
+    which they came, with the digest of their keys (`cohorts.py`).
     """
 
     terms: Terms
@@ -102,6 +104,7 @@ class Round:
     masking: Masking = Masking()
     taken: Mapping[str, Taken] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
+    ready: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
@@ -121,12 +124,37 @@ class Round:
     def buffered(self) -> bool:
         return self.terms.buffered
 
+    @property
+    def gathers(self) -> bool:
+        """Whether devices of a buffered round are given work now: not while it is summed."""
+        return self.stage in (MASKED_STAGES if self.secure else ("update",))
+
+    @property
+    def cohort(self) -> frozenset[str]:
+        """The devices of a secure round whose session is under way."""
+        return frozenset(self.masking.leaves) or self.masking.now.asked
+
+    @property
+    def advertised(self) -> frozenset[str]:
+        """The devices whose first keys are of use: they wait for a session, or are in one that has not begun again."""
+        return frozenset(self.ready) | (self.cohort if not self.masking.attempt else frozenset())
+
+    @property
+    def working(self) -> frozenset[str]:
+        """The devices of a buffered round that have not handed in what they were given."""
+        return self.update.awaited - self.ready.keys() - self.cohort
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Those that take a place of its `concurrency`: in a secure round until their sum is there."""
+        return self.update.asked - self.update.left.keys() if self.secure else self.update.awaited
+
     def gives(self, client: str) -> bool:
         """Whether a buffered round has work for a device that is free: it has not had its part in it. Who left with
         what an earlier round gave has not."""
         gone = client in self.update.left and client not in self.silent
         gone = gone and self.round_of(client) == self.terms.round
-        return self.stage == "update" and not gone and client not in self.update.heard
+        return self.gathers and not gone and client not in self.update.heard and client not in self.cohort
 
     def round_of(self, client: str) -> int:
         """The round whose work a device answers: this one, but for what a buffered round goes on with."""
@@ -139,9 +167,10 @@ class Round:
     @property
     def wakes_at(self) -> float | None:
         """When a Tick is due, whatever else happens."""
-        if self.buffered and self.stage == "update":
-            due = [self.taken[client].since + self.terms.deadline for client in self.update.awaited]
-            return min((t for t in (self.update.deadline, *due) if t is not None), default=None)
+        if self.buffered and self.gathers:
+            due = [self.taken[client].since + self.terms.deadline for client in self.working]
+            session = self.masking.now.deadline
+            return min((t for t in (self.update.deadline, session, *due) if t is not None), default=None)
         return self.collecting.deadline if self.collecting else None
 
     @property
@@ -169,16 +198,25 @@ class Round:
 
     def awaits(self, client: str) -> bool:
         """Whether this device owes an answer."""
-        return self.stage != "joined" and self.collecting is not None and client in self.collecting.awaited
+        if self.stage == "joined" or self.collecting is None:
+            return False
+        return client in self.collecting.awaited or (self.buffered and client in self.working)
 
     def hears(self, client: str) -> bool:
         """Whether an answer of this device would be taken: it owes one, or lost its place without a word. While a
         buffer is summed that goes on for the next one."""
         if not self.buffered:
             return self.awaits(client)
-        return self.stage in ("update", "folding") and (
-            client in self.update.awaited or client in self.silent
-        )
+        works = client in self.working or client in self.silent
+        return (works and (self.gathers or self.stage == "folding")) or self.awaits(client)
+
+    def wants(self, client: str, collection: str, attempt: int = 0) -> bool:
+        """Whether an answer of this device in this collection is still being waited for."""
+        if not self.hears(client):
+            return False
+        if self.buffered and client not in self.cohort:
+            return (collection, attempt) == ("keys" if self.secure else "update", 0)
+        return (collection, attempt) == (self.stage, self.masking.attempt)
 
     @property
     def waiting_for(self) -> str:
@@ -189,10 +227,13 @@ class Round:
             if n < quorum:
                 return f"round {self.terms.round} waits for devices: {n} of at least {quorum} have joined"
             return f"round {self.terms.round} waits a moment for more devices: {n} of {self.terms.invited}"
-        if self.stage == "update" and self.buffered:
-            n = len(self.update.awaited)
+        if self.buffered and self.stage == ("keys" if self.secure else "update") and not self.cohort:
+            n = len(self.working)
             working = f"{n} {'device is' if n == 1 else 'devices are'} at work" if n else "nobody is at work"
             number, heard = self.terms.round, len(self.update.heard)
+            if self.secure:
+                waits = f"{len(self.ready)} devices have one"
+                return f"round {number} waits for {self.goal} updates of one model: {waits}, and {working}"
             return f"round {number} waits for updates: {heard} of {self.goal} are in, and {working}"
         if self.stage == "update":
             names = sorted(self.update.awaited)

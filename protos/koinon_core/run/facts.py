@@ -120,11 +120,12 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class Unfoldable:
-    """The other answer to `Fold`."""
+    """The other answer to `Fold`. `forgotten` says that what devices said for a secure sum is lost."""
 
     at: float
     round: int
     reason: str
+    forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True)

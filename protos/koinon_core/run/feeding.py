@@ -41,7 +41,7 @@ def engage(run: Run, client: str, at: float) -> Run:
     """This device is asked for something. For work it must be free; what it has to say in a session it says whatever
     else it does, and it stays ready for the next round."""
     devices = dict(run.devices)
-    if client in devices and run.round is not None and is_work(run.round):
+    if client in devices and run.round is not None and is_work(run.round, client):
         devices[client] = replace(devices[client], ready=False)
     return renew(replace(run, devices=devices, leases={client: 0.0, **run.leases}), client, at)
 
@@ -54,8 +54,11 @@ def renew(run: Run, client: str, at: float) -> Run:
     return replace(run, leases={**run.leases, client: max(run.leases[client], at + run.spec.lease)})
 
 
-def is_work(r: Round) -> bool:
-    """Whether what is awaited is a device's work itself, which it has been given and will answer when it is done."""
+def is_work(r: Round, client: str) -> bool:
+    """Whether what is awaited of a device is its work itself, which it has been given and will answer when it is
+    done."""
+    if r.buffered:
+        return client in r.working
     return r.stage == "update" or (r.stage == "keys" and not r.masking.attempt)
 
 

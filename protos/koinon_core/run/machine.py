@@ -35,7 +35,7 @@ from koinon_core.run.facts import (
     Voiced,
 )  # fmt: skip
 from koinon_core.run.feeding import eligible, engage, feed, is_work, renew
-from koinon_core.run.giving import filled, offered_work
+from koinon_core.run.giving import filled, left_waiting, offered_work
 from koinon_core.run.opening import gathering, opening
 from koinon_core.run.orders import Finish, Recall
 from koinon_core.run.state import WORK, Moved, Run, Standing
@@ -63,6 +63,7 @@ def step(run: Run, fact: Fact) -> Moved:
             run = _follows(
                 replace(run, devices={c: s for c, s in run.devices.items() if c != client}), client
             )
+            run = left_waiting(run, client, at)
             in_joined = run.round is not None and run.round.stage == "joined"
             return feed(run, events.Left(at, client, "GONE")) if in_joined else gathering(run, at)
         case Progressed(at, client):
@@ -97,8 +98,8 @@ def step(run: Run, fact: Fact) -> Moved:
             else:
                 run = replace(run, seen={**run.seen, **fact.seen})
             return feed(run, event)
-        case Unfoldable(at, number, reason):
-            return Moved(run) if run.number != number else feed(run, events.Unfoldable(at, reason))
+        case Unfoldable(at, number, reason, forgotten):
+            return Moved(run) if run.number != number else feed(run, events.Unfoldable(at, reason, forgotten))
         case Spoiled(at, number, reason, blamed):
             if run.number != number:
                 return Moved(run)
@@ -138,12 +139,13 @@ def _offered(run: Run, fact: Offered) -> Moved:
     )  # fmt: skip
     run = replace(run, devices={**run.devices, fact.client: standing})
     r = run.round
-    if r is not None and r.buffered and r.stage == "update":
+    if r is not None and r.buffered and r.gathers and fact.client not in r.cohort:
         return offered_work(run, r, fact)
-    if r is not None and r.awaits(fact.client) and (fact.engaged != run.number or not is_work(r)):
+    number = r.round_of(fact.client) if r is not None else 0
+    if r is not None and r.awaits(fact.client) and (fact.engaged != number or not is_work(r, fact.client)):
         # It came back without the work that it had been given, or may not have heard what it is asked: say it again.
         orders = [effects.Ask(fact.client, r.stage)]
-        if fact.engaged != run.number and not is_work(r):
+        if fact.engaged != number and not is_work(r, fact.client):
             orders.insert(0, effects.Ask(fact.client, WORK))  # it knows nothing of the round any more
         return Moved(engage(run, fact.client, fact.at), (), tuple(orders))
     return _welcome(run, fact.client, fact.at)
@@ -187,7 +189,7 @@ def _answered(run: Run, at: float, client: str, number: int, said: events.Event)
 
 def _tick(run: Run, at: float) -> Moved:
     moved = Moved(run)
-    if run.round is not None and run.round.buffered and run.round.stage == "folding":
+    if run.summing:
         return moved
     for client in sorted(c for c, until in run.leases.items() if until <= at):
         current = moved.run
@@ -212,10 +214,10 @@ def _taken_up(run: Run, fact: TakenUp) -> Moved:
     if r is None or r.over:
         return Moved(run)
     run = replace(run, returning=len(r.update.asked))
-    open_ = r.collecting if r.stage != "joined" else None
-    if r.buffered:  # devices work on while a sum is taken
-        open_ = r.update
-    leases = dict.fromkeys(open_.awaited, fact.at + run.spec.lease) if open_ is not None else {}
+    open_ = r.collecting.awaited if r.collecting is not None and r.stage != "joined" else frozenset()
+    if r.buffered:  # devices work on while a sum is taken, and those who wait for a session must come back
+        open_ |= r.working | r.ready.keys()
+    leases = dict.fromkeys(sorted(open_), fact.at + run.spec.lease)
     return feed(replace(run, leases=leases), events.TakenUp(fact.at, fact.away))
 
 

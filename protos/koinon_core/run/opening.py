@@ -28,20 +28,26 @@ def opening(run: Run, fact: Opening) -> Moved:
     quorum = spec.quorum
     if run.kind == "evaluate":
         # Those who evaluated in the round before: they will come, though after a restart none of them is here yet.
-        most = spec.max_clients if spec.buffer else max(spec.devices, spec.selecting.d)
+        asynchronous = spec.buffer and not spec.secure
+        most = spec.max_clients if asynchronous else max(spec.devices, spec.selecting.d)
         goal = min(most, run.evaluating)
         quorum = spec.quorum if spec.aggregation == "secure" else 1
     terms = _terms(run, fact.incarnation, run.kind, goal, quorum)
-    working = at_work(run)
+    working, done = at_work(run)
     going_on = working if terms.buffered else ()
     leases = {w.client: run.leases[w.client] for w in going_on if w.client in run.leases}
     run = replace(run, number=terms.round, round=None, leases=leases, returning=0)
     moved = feed(run, events.Opened(fact.at, terms))
     if terms.buffered:
         if going_on:
-            moved = moved.then(feed(moved.run, events.Carried(fact.at, going_on)))
+            moved = moved.then(feed(moved.run, events.Carried(fact.at, going_on, done)))
         return filled(moved, fact.at)
-    no_more = tuple(effects.Cancel(w.client, w.round, "the run needs no more updates") for w in working)
+    why, handed_in = "the run needs no more updates", dict(done)
+    no_more = tuple(
+        effects.Receipt(w.client, w.round, "NOT_COUNTED", why) if w.client in handed_in
+        else effects.Cancel(w.client, w.round, why)
+        for w in working
+    )  # fmt: skip
     moved = moved.then(Moved(moved.run, (), no_more))
     ready = [c for c in attached if eligible(run, c)]
     # Anyone may still come before `joined` closes, so a draw is due only where there are too many at once.
@@ -71,7 +77,8 @@ def _terms(run: Run, incarnation: str, kind: Kind, goal: int, quorum: int) -> Te
     if spec.aggregation == "secure":
         # After a round that came to nothing, perhaps because it was sized too tightly, one that cannot be.
         tuning = "" if run.streak else run.tuning
-        terms = replace(terms, secure=spec.secure_terms(kind, tuning, terms.invited))
+        most = spec.devices if terms.buffered else terms.invited
+        terms = replace(terms, secure=spec.secure_terms(kind, tuning, most))
     return terms
 
 

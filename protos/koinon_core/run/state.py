@@ -9,7 +9,7 @@ from koinon_core.round import events
 from koinon_core.round.machine import Round
 from koinon_core.round.terms import Kind
 from koinon_core.run import gather
-from koinon_core.run.facts import Answered, Fact, Gone, Offered, Resigned
+from koinon_core.run.facts import Answered, Fact, Gone, Offered, Resigned, Voiced
 from koinon_core.run.gather import Gather
 from koinon_core.run.orders import Order, Status
 from koinon_core.selection.traits import Seen
@@ -142,25 +142,24 @@ class Run:
             return self.gather.until
         if self.over or self.round is None or self.round.over:
             return None
-        if self.round.buffered and self.round.stage == "folding":
+        if self.summing:
             return None  # whoever is late is late in the next round
         return min((t for t in (self.round.wakes_at, *self.leases.values()) if t is not None), default=None)
 
     def wants(self, client: str, round_: int, collection: str = "update", attempt: int = 0) -> bool:
         """Whether an answer of `client` in this collection of `round_` (an update) is still being waited for."""
         r = self.round
-        return (
-            r is not None and r.round_of(client) == round_ and r.hears(client) and r.masking.attempt == attempt
-            and (r.stage == collection or (r.buffered and collection == "update"))
-        )  # fmt: skip
+        return r is not None and r.round_of(client) == round_ and r.wants(client, collection, attempt)
 
     def holds(self, fact: Fact) -> bool:
         """Whether this must wait until the open round is summed: those who work for a buffer go on in the next one, and
         what they say meanwhile is about that."""
-        return (
-            self.round is not None and self.round.buffered and self.round.stage == "folding"
-            and isinstance(fact, Offered | Answered | Resigned | Gone)
-        )  # fmt: skip
+        return self.summing and isinstance(fact, Offered | Answered | Voiced | Resigned | Gone)
+
+    @property
+    def summing(self) -> bool:
+        """Whether a buffer is being summed."""
+        return self.round is not None and self.round.buffered and self.round.stage == "folding"
 
     def takes(self, client: str, round_: int) -> bool:
         """Whether the open round is where an answer of `client` to what `round_` asked belongs, wanted or not."""

@@ -15,7 +15,9 @@ from koinon_core.strategy.protocol import Need, Strategy
 from koinon_core.strategy.robust import Robust
 from koinon_core.strategy.robust_sum import robust_parts
 
-__all__ = ["FEWEST", "LARGEST_WEIGHT", "check_fewest", "check_numbers", "check_settings", "check_strategy"]
+__all__ = [
+    "FEWEST", "LARGEST_WEIGHT", "check_buffer", "check_fewest", "check_numbers", "check_settings", "check_strategy",
+]  # fmt: skip
 
 _OPEN = "or set aggregation = 'open', on a network and a coordinator that you trust with single updates"
 
@@ -93,6 +95,26 @@ def check_settings(spec: Any, sections: Sequence[Section]) -> None:
                 f"sum encodes all parameters together; set the run's codec, {_OPEN}"
             )
     _check_names(spec.metrics)
+
+
+def check_buffer(spec: Any) -> None:
+    """UsageError for settings that do not go together with a secure sum in an asynchronous run."""
+    if spec.keys == "early":
+        raise UsageError(
+            "keys = 'early' binds devices to one another before they train, and in a run with buffer nobody waits for "
+            "the slowest of them; use keys = 'ready'"
+        )
+    if spec.groups > 1:
+        raise UsageError(
+            f"groups = {spec.groups} would split the buffer of {spec.buffer} updates of one model; drop groups, or "
+            "buffer"
+        )
+    most, name = (spec.concurrency, "concurrency") if spec.concurrency else (spec.max_clients, "max_clients")
+    if most < spec.buffer:
+        raise UsageError(
+            f"{name} = {most} devices at work are fewer than the buffer of {spec.buffer} updates, and in a secure run "
+            f"they have their places until they are summed; raise {name} or lower buffer"
+        )
 
 
 def _sizes(spec: Any) -> list[int]:

@@ -3,9 +3,9 @@ may become a fact, and what opens the sum. One session a group; everything in it
 restarted coordinator asks the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from koinon_core.canonical import sha256
 from koinon_core.errors import BadBlob
@@ -80,10 +80,27 @@ def masked_size(terms: Terms) -> int:
 class Sessions:
     """What the open round of a run has to do with secrets, as its last turn left it."""
 
-    def __init__(self, r: Round, said: Said, known: dict[int, Session]):
-        """`known` keeps the sessions of this attempt by group, from one turn to the next."""
-        self._r, self._said, self._known = r, said, known
-        self.config = config_of(r.terms, r.masking.attempt)
+    def __init__(
+        self, r: Round, said: Said, known: dict[int, Session], terms_of: Callable[[int], Terms] | None = None
+    ):
+        """`known` keeps the sessions of this attempt by group, from one turn to the next. `terms_of` gives those of an
+        earlier round, whose work a buffered one goes on with."""
+        self._r, self._said, self._known, self._terms_of = r, said, known, terms_of
+
+    def terms(self, client: str) -> Terms:
+        """Those that a device was given its work under."""
+        number = self._r.round_of(client)
+        return self._r.terms if number == self._r.terms.round or self._terms_of is None else self._terms_of(number)
+
+    @cached_property
+    def agreed(self) -> Terms:
+        """Those that the devices of the session were given their work under, all of them."""
+        cohort = min(self._r.cohort, default="")
+        return self.terms(cohort)
+
+    @cached_property
+    def config(self) -> Config:
+        return config_of(self.agreed, self._r.masking.attempt)
 
     # -- what is asked ----------------------------------------------------------------------------------------
 
@@ -111,9 +128,11 @@ class Sessions:
         """An answer in the collection that is open. BadBlob if it may not become a fact."""
         r = self._r
         digest = sha256(payload)
-        if r.stage == "keys":
+        waits = r.buffered and client not in r.cohort
+        if r.stage == "keys" or waits:
             _short(payload, _WORD)
-            check_advert(self.config, client, payload, trust)
+            config = config_of(self.terms(client), 0) if waits else self.config
+            check_advert(config, client, payload, trust)
             return Heard(digest, keys=public_keys(payload))
         session, cohort = self._of(client)
         _short(payload, _WORD + (_EACH * cohort.k if r.stage in ("shares", "reveal") else len(cohort.order)))
@@ -122,9 +141,10 @@ class Sessions:
                 session.check_shares(client, payload)
             case "masked":
                 masked = session.check_masked(client, payload)
-                if masked.size != masked_size(r.terms):
+                if masked.size != masked_size(self.agreed):
                     raise BadBlob(
-                        f"a masked update of {masked.size} bytes is refused: this round's have {masked_size(r.terms)}"
+                        f"a masked update of {masked.size} bytes is refused: this round's have "
+                        f"{masked_size(self.agreed)}"
                     )
                 return Heard(masked.sha256, tuple(masked.unreadable), masked)
             case "consistent":

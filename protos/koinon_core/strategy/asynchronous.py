@@ -17,7 +17,7 @@ def check_buffered(strategy: Strategy, buffer: int) -> None:
         if discounting:
             raise UsageError(
                 f"{discounting[0]} weighs updates by their age, and in rounds that wait for their devices they have "
-                "none; set buffer in the run's config (and aggregation = 'open')"
+                "none; set buffer in the run's config"
             )
         return
     for part in parts:
