@@ -216,6 +216,9 @@ class Conversation:
 
     def _ended(self, ended: pb.Ended) -> None:
         self._over = ended
+        if self.member.stage == "working":  # an asynchronous run ends while devices are at work
+            why = f"the run is {ended.status}: {ended.reason}"
+            self._step(member.Interrupted(self.member.round, why))
         self._end()
 
     def _end(self) -> None:

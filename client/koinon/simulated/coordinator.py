@@ -116,7 +116,7 @@ class House:
         self._silent: dict[str, int] = {}
         self._counted: set[tuple[int, str]] = set()
         self._arrives: dict[str, float] = {}
-        self._ticking: float | None = None
+        self._ticks: set[float] = set()
 
     def _keep(self, blob: bytes) -> str:
         digest = sha256(blob)
@@ -137,7 +137,7 @@ class House:
             # On one stream, nothing overtakes what was sent before it.
             arrives = self._arrives[link.client] = max(self._arrives.get(link.client, now), now + delay)
             self.world.at(arrives, lambda: self._receive(link, message, blob))
-        elif message.WhichOneof("says") == "answer":
+        elif message.WhichOneof("says") == "answer" or (self.spec.buffer and message.voice.collection == "keys"):
             # A stream loses nothing but by being cut, and whoever was cut off comes back and asks. It does so when
             # nobody waits for the update any more, or this one would arrive after all.
             self.world.after(self.spec.lease + 1.0, link.reconnect)
@@ -288,12 +288,12 @@ class House:
 
     def _plan_tick(self) -> None:
         at = self.machine.wakes_at
-        if at is None or at == self._ticking:
+        if at is None or at in self._ticks:
             return
-        self._ticking = at
+        self._ticks.add(at)
 
         def tick() -> None:
-            self._ticking = None
+            self._ticks.remove(at)
             self.move(runs.Tick(self.world.now))
 
         self.world.after(max(0.0, at - self.world.now), tick)

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Literal
 
 from koinon_core.round.effects import Ask, Cancel, Receipt
+from koinon_core.round.ending import dismiss
 from koinon_core.round.events import Carried, Heard, Opened
 from koinon_core.round.state import Collection, Effects, Round
 from koinon_core.round.taken import Taken
@@ -26,7 +27,6 @@ from koinon_core.round.terms import Terms
 
 __all__ = [
     "carried",
-    "dropped",
     "forgotten",
     "give",
     "left",
@@ -118,20 +118,14 @@ def outdated(r: Round) -> tuple[Round, Effects]:
         behind = r.age(client) + 1
         if behind > r.terms.staleness:
             reason = f"its work is {behind} versions old, and this run takes {r.terms.staleness} (staleness)"
-            told.append(dropped(r, client, reason))
+            told.append(dismiss(r, client, reason))
             r = left(r, client, reason)
     return r, tuple(told)
 
 
-def dropped(r: Round, client: str, reason: str) -> Cancel | Receipt:
-    """What a device is told whose work is wanted no more: to stop it, or what became of it."""
-    number = r.round_of(client)
-    return Receipt(client, number, "NOT_COUNTED", reason) if client in r.ready else Cancel(client, number, reason)
-
-
 def forgotten(r: Round) -> Effects:
     """The round is over, and the next one does not go on with those who were silent to the end."""
-    return tuple(Cancel(client, r.round_of(client), r.update.left[client]) for client in sorted(r.silent))
+    return tuple(dismiss(r, client, r.update.left[client]) for client in sorted(r.silent))
 
 
 def taken_up(r: Round, away: float) -> Round:

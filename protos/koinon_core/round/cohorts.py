@@ -43,7 +43,10 @@ def ready(r: Round, event: Voiced) -> tuple[Round, Effects]:
         return r, ()
     back = {c: reason for c, reason in r.update.left.items() if c != client}
     r = replace(
-        r, ready={**r.ready, client: event.digest}, silent=r.silent - {client}, update=replace(r.update, left=back)
+        r,
+        ready={**r.ready, client: event.digest},
+        silent=r.silent - {client},
+        update=replace(r.update, left=back),
     )
     return settle(r, event.at)
 

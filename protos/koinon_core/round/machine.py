@@ -87,9 +87,7 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
             return (
                 (round_, ())
                 if round_.over
-                else abandon(
-                    round_, event.at, event.reason, carries=round_.buffered and not event.forgotten
-                )
+                else abandon(round_, event.at, event.reason, carries=round_.buffered and not event.forgotten)
             )
         case TakenUp(away=away):
             return _taken_up(round_, away), ()

@@ -232,7 +232,8 @@ class Round:
             working = f"{n} {'device is' if n == 1 else 'devices are'} at work" if n else "nobody is at work"
             number, heard = self.terms.round, len(self.update.heard)
             if self.secure:
-                waits = f"{len(self.ready)} devices have one"
+                done = len(self.ready)
+                waits = f"{done} {'device has' if done == 1 else 'devices have'} one"
                 return f"round {number} waits for {self.goal} updates of one model: {waits}, and {working}"
             return f"round {number} waits for updates: {heard} of {self.goal} are in, and {working}"
         if self.stage == "update":

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from koinon_core.round import effects
-from koinon_core.run.orders import Finish, Open, Status
+from koinon_core.round.ending import dismiss
+from koinon_core.run.orders import Finish, Open, Order, Status
 from koinon_core.run.state import Moved, Run
 
-__all__ = ["asks_for_losses", "finish", "go_on", "over", "watching"]
+__all__ = ["asks_for_losses", "dismissed", "finish", "go_on", "over", "watching"]
 
 
 def over(run: Run, close: effects.Close) -> Moved:
@@ -43,7 +44,16 @@ def go_on(run: Run) -> Moved:
 
 def finish(run: Run, status: Status, reason: str) -> Moved:
     """The run is over."""
-    return Moved(replace(run, status=status, reason=reason), (), (Finish(status, reason),))
+    over_now = replace(run, status=status, reason=reason)
+    return Moved(over_now, (), (*dismissed(run), Finish(status, reason)))
+
+
+def dismissed(run: Run) -> tuple[Order, ...]:
+    """What devices are told that go on with what the last round gave them, a buffered one, when there is no next."""
+    r = run.round
+    if r is None or not r.buffered:
+        return ()
+    return tuple(dismiss(r, client, "the run needs no more updates") for client in sorted(r.update.awaited))
 
 
 def _told(run: Run) -> str:

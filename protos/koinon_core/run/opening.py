@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from koinon_core.canonical import digest_of
 from koinon_core.flow.schedule import scheduled
-from koinon_core.round import effects, events
+from koinon_core.round import events
 from koinon_core.round.terms import Kind, Terms
 from koinon_core.run import gather
+from koinon_core.run.ending import dismissed
 from koinon_core.run.facts import Opening
 from koinon_core.run.feeding import eligible, feed
 from koinon_core.run.giving import at_work, filled
@@ -34,7 +35,7 @@ def opening(run: Run, fact: Opening) -> Moved:
         quorum = spec.quorum if spec.aggregation == "secure" else 1
     terms = _terms(run, fact.incarnation, run.kind, goal, quorum)
     working, done = at_work(run)
-    going_on = working if terms.buffered else ()
+    going_on, no_more = (working, ()) if terms.buffered else ((), dismissed(run))
     leases = {w.client: run.leases[w.client] for w in going_on if w.client in run.leases}
     run = replace(run, number=terms.round, round=None, leases=leases, returning=0)
     moved = feed(run, events.Opened(fact.at, terms))
@@ -42,12 +43,6 @@ def opening(run: Run, fact: Opening) -> Moved:
         if going_on:
             moved = moved.then(feed(moved.run, events.Carried(fact.at, going_on, done)))
         return filled(moved, fact.at)
-    why, handed_in = "the run needs no more updates", dict(done)
-    no_more = tuple(
-        effects.Receipt(w.client, w.round, "NOT_COUNTED", why) if w.client in handed_in
-        else effects.Cancel(w.client, w.round, why)
-        for w in working
-    )  # fmt: skip
     moved = moved.then(Moved(moved.run, (), no_more))
     ready = [c for c in attached if eligible(run, c)]
     # Anyone may still come before `joined` closes, so a draw is due only where there are too many at once.

@@ -90,7 +90,11 @@ class Sessions:
     def terms(self, client: str) -> Terms:
         """Those that a device was given its work under."""
         number = self._r.round_of(client)
-        return self._r.terms if number == self._r.terms.round or self._terms_of is None else self._terms_of(number)
+        return (
+            self._r.terms
+            if number == self._r.terms.round or self._terms_of is None
+            else self._terms_of(number)
+        )
 
     @cached_property
     def agreed(self) -> Terms:
