@@ -279,14 +279,11 @@ class Ledger:
                     self._close(book, change, order)
                     # Nobody is asked for what was over before this turn was: the next round may be at the same stage.
                     # But whoever was given work in this turn and goes on with it has not heard of it yet.
-                    on = (
-                        before.round.update.awaited
-                        if before.round is not None and before.round.buffered
-                        else ()
-                    )
+                    on = before.round.working if before.round is not None and before.round.buffered else ()
                     orders = [o for o in orders if not isinstance(o, effects.Ask) or o.client in on]
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
+                    self._let_go(book, change)  # also where the last round was over long before: the run was paused
             if moved.run.status != before.status:
                 about = {"status": moved.run.status, "reason": moved.run.reason}
                 self._enter(book, change, "status", about)
@@ -317,9 +314,11 @@ class Ledger:
             if incident is not None and self._worth_keeping(incident):
                 change.incidents.append(incident)
         for event in moved.records:
-            if isinstance(event, events.Carried):  # what is kept of the round before goes with it
-                words = [(client, book.said["keys", client]) for client, _ in event.ready]
-                change.payloads += (PayloadRow(run.number, 0, "keys", client, word) for client, word in words)
+            if isinstance(event, events.Carried) and run.round is not None:
+                # The keys of those who still wait go from the round before into this one.
+                waiting = [client for client, _ in event.ready if client in run.round.advertised]
+                words = [PayloadRow(run.number, 0, "keys", c, book.said["keys", c]) for c in waiting]
+                change.payloads += words
             if isinstance(event, events.Opened):
                 terms = event.terms
                 book.keep_terms(before.round, terms)
@@ -364,16 +363,22 @@ class Ledger:
         ]
         about = {"facts": facts_of(r), "head": book.run.head, "reason": close.reason, "devices": people}
         self._enter(book, change, "ended", about)
-        at_work = None if book.run.over else _at_work(r)  # nothing counts any more that is still under way
-        book.kept, scrub = book.kept.after(book.run.spec, close.round, book.run.best, at_work)
+        self._let_go(book, change)
+        self._log.info(
+            "round closed" if close.counted else "round abandoned", round=close.round,
+            **({"reason": close.reason} if close.reason else {}),
+        )  # fmt: skip
+
+    @staticmethod
+    def _let_go(book: Book, change: Change) -> None:
+        """What is kept no longer, now that the run's last round is over, or the run itself."""
+        run = book.run
+        at_work = None if run.over else _at_work(run.round)  # nothing counts any more that is still under way
+        book.kept, scrub = book.kept.after(run.spec, run.number, run.best, at_work)
         earlier = change.scrub
         change.scrub = replace(
             scrub, updates=earlier.updates + scrub.updates, states=earlier.states + scrub.states,
             models=earlier.models + scrub.models,
-        )  # fmt: skip
-        self._log.info(
-            "round closed" if close.counted else "round abandoned", round=close.round,
-            **({"reason": close.reason} if close.reason else {}),
         )  # fmt: skip
 
     def _enter(self, book: Book, change: Change, kind: str, about: Mapping[str, object]) -> None:

@@ -251,6 +251,8 @@ def test_a_device_that_waits_and_is_gone_has_a_lease_to_come_back_in():
     world.feed(runs.Offered(5.0, "a", engaged=1))
     assert "a" not in world.run.leases
     world.feed(runs.Gone(6.0, "b"))
+    world.say("b")  # said before it was cut off, and read after
+    assert world.run.leases["b"] == 8.0
     for client in "cdef":
         world.feed(runs.Progressed(10.0, client))
     world.feed(runs.Tick(14.5))

@@ -306,11 +306,11 @@ class BufferLaws:
 
     # -- at the end -------------------------------------------------------------------------------------------
 
-    def expected_change(self, number: int, models: list[float]) -> float:
+    def expected_change(self, r: Round, models: list[float]) -> float:
         """What the round's model differs from the newest of these, which were made before it, by: the powers of two of
         those in it, as their age lets them count, over how many they are; or half the way to the mean of their
         models."""
-        now, exponent = self.buffers[number], self.world.exponent
+        now, exponent = self.buffers[r.terms.round], self.world.exponent
         total = 0.0
         for client in now.heard:
             began = now.work[client].version
@@ -321,7 +321,7 @@ class BufferLaws:
                 total += round((1 + now.terms.version - began) ** -exponent * 2**40) / 2**40 * made
         return total / len(now.heard)
 
-    def check_round(self, r: Round) -> set[tuple[int, str]]:
+    def check_round(self, r: Round, _stored: list[events.Event]) -> set[tuple[int, str]]:
         """A round that is over, as the machine has it; returns what counts in it."""
         number = r.terms.round
         now = self.buffers[number]

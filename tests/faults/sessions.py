@@ -24,7 +24,9 @@ __all__ = ["SessionLaws"]
 _LATE = 8.0
 _ORDER = ("joined", "keys", "shares", "masked", "consistent", "reveal", "folding", "closed", "abandoned")
 _HALF = 32
-_ENDS = ("lost its quorum", "gave up", "made no group", "was abandoned at reveal", "waited in vain")
+_ENDS = (
+    "lost its quorum", "gave up", "made no group", "was abandoned at reveal", "waited in vain", "had its time",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -106,7 +108,8 @@ class SessionLaws:
     def asks(self, name: str, call: pb.Call) -> None:
         """A coordinator lets a Call leave: the collection that it is of is open, and stored; and of who deals, and who
         is in the sum, everybody is told the same, by every coordinator there ever was."""
-        r = self._durable(call.round)
+        number = self._session(call.round, name)
+        r = self.durable(number)
         assert r is not None, f"round {call.round} calls, and its opening is not stored"
         there = (r.masking.attempt, _ORDER.index(r.stage))
         assert (call.attempt, _ORDER.index(call.collection)) <= there or r.over, (
@@ -115,28 +118,41 @@ class SessionLaws:
         match call.collection:
             case "shares":
                 roster = secagg_pb2.Roster.FromString(call.payload)
-                self._tell(roster.config, "who advertised", roster.leaves)
+                # The terms say nothing of which session it is: late devices of a round have one of their own.
+                self._tell(roster.config + str(number).encode(), "who advertised", roster.leaves)
             case "masked":
                 inbox = secagg_pb2.Inbox.FromString(call.payload)
                 self._tell(inbox.session, "who dealt", inbox.dealers)
-                self._is(call, name, inbox.dealers, "shares")
+                self._is(call, number, name, inbox.dealers, "shares")
             case "consistent":
                 said = secagg_pb2.Survivors.FromString(call.payload)
                 self._tell(said.session, "who is in the sum", said.survivors)
-                self._agreed[call.round, call.attempt].add(self._is(call, name, said.survivors, "masked"))
+                self._agreed[call.round, call.attempt].add(self._is(call, number, name, said.survivors, "masked"))
 
     def _tell(self, session: bytes, what: str, said: Any) -> None:
         assert self._told.setdefault((session, what), said) == said, (
             f"two devices are told differently {what}"
         )
 
-    def _is(self, call: pb.Call, name: str, bits: bytes, collection: str) -> frozenset[str]:
+    def _session(self, number: int, client: str) -> int:
+        """The round whose session a device is in that was given its work in that one: in an asynchronous run another
+        than that, perhaps."""
+        if not self.world.asynchronous:
+            return number
+        last = self.laws.sql("SELECT number FROM runs")[0][0]
+        for later in range(last, number, -1):
+            r = self.durable(later)
+            if r is not None and client in r.cohort and r.round_of(client) == number:
+                return later
+        return number
+
+    def _is(self, call: pb.Call, number: int, name: str, bits: bytes, collection: str) -> frozenset[str]:
         """Those in the bitmap are whose words of that collection are stored."""
-        if (r := self._durable(call.round)) is None or r.masking.attempt != call.attempt:
+        if (r := self.durable(number)) is None or r.masking.attempt != call.attempt:
             return frozenset()
         order = self._order(call.round, call.attempt, name)
         told = frozenset(order[p] for p in positions(bits, len(order), "devices"))
-        stored = self._heard(self.laws.stored(call.round), call.attempt, collection).intersection(order)
+        stored = self._heard(self.laws.stored(number), call.attempt, collection).intersection(order)
         assert told == stored, f"{name} is told of {sorted(told)}, {collection} came of {sorted(stored)}"
         return told
 
@@ -150,10 +166,11 @@ class SessionLaws:
 
     def _order(self, number: int, attempt: int, client: str) -> tuple[str, ...]:
         """The devices of the client's group by position."""
-        self._durable(number)
+        number = self._session(number, client)
+        self.durable(number)
         return next(c.order for c in self._formed[number, attempt] if client in c)
 
-    def _durable(self, number: int) -> Round | None:
+    def durable(self, number: int) -> Round | None:
         """The round as it is stored."""
         last, r = self._known.get(number, (0, None))
         for at, event in self.laws.stored_after(number, last):
@@ -188,7 +205,7 @@ class SessionLaws:
         assert r.stage == "closed" or r.reason.startswith(_ENDS) or lost, f"round {number} {r.reason}"
         attempt, phases = r.masking.attempt, self._phases(stored)
         for client, digest in r.update.heard.items():
-            assert digest in self._masked[number, client], (
+            assert digest in self._masked[r.round_of(client), client], (
                 f"{client} never said what is heard of it in {number}"
             )
         if r.stage == "closed":
@@ -200,7 +217,7 @@ class SessionLaws:
                 members = set(r.accepted).intersection(cohort.order)
                 assert len(members) >= least, f"a sum of {sorted(members)}, fewer than {least}"
                 assert len(revealed.intersection(cohort.order)) >= _threshold(cohort), "opened by too few"
-                assert members in self._agreed[number, attempt], (
+                assert members in self._agreed[r.round_of(cohort.order[0]), attempt], (
                     "another sum than devices agreed to is opened"
                 )
         reveals = [p.attempt for p in phases if p.name == "reveal"]
@@ -236,7 +253,7 @@ class SessionLaws:
                     again = now is not None and now.name == r.stage and now.attempt == r.masking.attempt
                     if not again:  # a reveal that goes on is the same
                         asked = r.masking.now.asked
-                        if r.stage != "keys":
+                        if r.stage != "keys" and not (r.buffered and r.stage == "shares"):
                             before_it = self._heard(
                                 stored, r.masking.attempt, _ORDER[_ORDER.index(r.stage) - 1]
                             )

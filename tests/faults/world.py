@@ -120,14 +120,16 @@ class World:
             join_wait=dice.choice([0.0, 2.0]), over_selection=more, patience=10_000, evaluate=False,
             retention=dice.choice(["none", "2 rounds", "3 rounds", "keep"]), models=dice.choice(["keep", "none"]),
         )  # fmt: skip
-        if rule:
+        if rule and rule != "cohorts":
             self._draw(rule, n)
-        self.secure = seed % 3 == 2 and not rule
+        self.secure = rule == "cohorts" or (seed % 3 == 2 and not rule)
         self.liars: dict[int, str] = {}
-        self.asynchronous = not self.secure and seed % 7 == 5
+        self.asynchronous = rule == "cohorts" or (not self.secure and seed % 7 == 5)
         self.exponent = self.pauses = self._resume_at = 0.0
         self.mixes = False
-        if self.secure:
+        if self.secure and self.asynchronous:
+            n = self._make_cohorts(rounds)
+        elif self.secure:
             n = self._make_secure(rounds)
         elif self.asynchronous:
             self._make_asynchronous(n)
@@ -178,6 +180,30 @@ class World:
             aggregation="secure", codec="exact", keys=keys, groups=groups, attempts=attempts,
             phase=dice.choice([5.0, 15.0]), deadline=spec.deadline, lease=spec.lease, join_wait=spec.join_wait,
             over_selection=more, patience=10_000, evaluate=False, models=spec.models,
+        )  # fmt: skip
+        return n
+
+    def _make_cohorts(self, rounds: int) -> int:
+        """The same weather over a run that sees only sums, of devices that nobody waits for; returns how many there
+        are."""
+        self._make_secure(rounds)
+        dice, spec, self.liars = self.dice, self.run.spec, {}
+        n, buffer = dice.choice([4, 6, 6, 7, 8]), dice.choice([3, 3, 4])
+        kind = dice.choice(["whole", "aged", "mixed"])
+        self.exponent, self.mixes = float(kind == "aged"), kind == "mixed"
+        strategy: koinon.Strategy = koinon.FedBuff(exponent=0.0)
+        if kind == "aged":
+            strategy = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=1.0))
+        if kind == "mixed":
+            strategy = koinon.FedAsync(alpha=0.5, rule="constant")
+        self.pauses = dice.choice([0.0, 0.0, 0.02])
+        self.mix = replace(self.mix, lie=0.0, slow=dice.choice([self.mix.slow, 3.0]))
+        self.run = koinon.Run(
+            "run", model={"x": np.zeros(1)}, strategy=strategy, rounds=max(2, rounds // 4), aggregation="secure",
+            buffer=buffer, min_clients=3, concurrency=dice.choice([0, n, max(buffer, n - 1)]),
+            staleness=dice.randint(0, 6), codec="exact", max_examples=1, max_clients=8, deadline=spec.deadline,
+            lease=spec.lease, patience=10_000, evaluate=False, models=spec.models, attempts=spec.attempts,
+            phase=spec.phase,
         )  # fmt: skip
         return n
 

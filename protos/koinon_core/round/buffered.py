@@ -92,9 +92,10 @@ def settled(r: Round) -> bool:
 
 
 def stuck(r: Round) -> bool:
-    """Whether the round had its time, and all who had work said that they would not do it."""
+    """Whether the round had its time, and all who had work said that they would not do it; in a secure round so many of
+    them that the others are too few."""
     said = [client for client in r.update.left if not r.gives(client)]
-    nobody = not r.update.awaited and not r.cohort
+    nobody = not r.working and not r.cohort
     return r.gathers and r.update.deadline is None and nobody and bool(said)
 
 

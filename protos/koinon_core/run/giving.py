@@ -70,7 +70,8 @@ def filled(moved: Moved, at: float) -> Moved:
     room = r.terms.concurrency - len(r.busy)
     free = [c for c in run.devices if eligible(run, c) and c not in r.busy and r.gives(c)] if room > 0 else []
     free = sorted(free, key=lambda c: rank(run.spec.seed, r.terms.round, c))[:room]
-    for client in _hidden(run, r, free, at):
+    free = _hidden(run, r, free, at)
+    for client in free:
         # Whoever has its work still gets its place, and no other work.
         again = _still_works(moved.run, client, at)
         given = back(moved.run, client, at) if again else feed(moved.run, events.Heard(at, client, "joined"))

@@ -183,8 +183,10 @@ def _answered(run: Run, at: float, client: str, number: int, said: events.Event)
     if r is None or not r.secure or r.awaits(client):
         return moved
     # Until it is asked again, nothing is expected of it: its lease must not run out meanwhile.
-    leases = {c: t for c, t in moved.run.leases.items() if c != client}
-    return replace(moved, run=replace(moved.run, leases=leases))
+    run = replace(moved.run, leases={c: t for c, t in moved.run.leases.items() if c != client})
+    if client not in run.devices:  # it was cut off since
+        run = left_waiting(run, client, at)
+    return replace(moved, run=run)
 
 
 def _tick(run: Run, at: float) -> Moved:
