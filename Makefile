@@ -66,7 +66,7 @@ bench: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.faults --rounds 1000000
-	for rule in weighted examples poisson latest; do \
+	for rule in weighted examples poisson latest cohorts; do \
 	  $(BIN)/python -m tests.faults --rounds 10000 --rule $$rule || exit 1; done
 	$(BIN)/pytest tests/soak/kill.py -s
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests/core tests/coordinator/test_collecting.py tests/client/test_outbox.py --timeout 7200

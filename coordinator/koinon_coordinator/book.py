@@ -143,7 +143,9 @@ def _said(store: Store, r: Round) -> dict[tuple[str, str], bytes]:
 
 def _keys_in(said: Mapping[tuple[str, str], bytes]) -> frozenset[bytes]:
     """All that are advertised."""
-    return frozenset(key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert))
+    return frozenset(
+        key for (what, _), advert in said.items() if what == "keys" for key in public_keys(advert)
+    )
 
 
 def _evaluators(store: Store, row: RunRow, spec: RunSpec) -> int:

@@ -283,7 +283,9 @@ class Ledger:
                     orders = [o for o in orders if not isinstance(o, effects.Ask) or o.client in on]
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
-                    self._let_go(book, change)  # also where the last round was over long before: the run was paused
+                    self._let_go(
+                        book, change
+                    )  # also where the last round was over long before: the run was paused
             if moved.run.status != before.status:
                 about = {"status": moved.run.status, "reason": moved.run.reason}
                 self._enter(book, change, "status", about)
@@ -374,7 +376,7 @@ class Ledger:
         """What is kept no longer, now that the run's last round is over, or the run itself."""
         run = book.run
         at_work = None if run.over else _at_work(run.round)  # nothing counts any more that is still under way
-        book.kept, scrub = book.kept.after(run.spec, run.number, run.best, at_work)
+        book.kept, scrub = book.kept.after(run.spec, run.number, run.best, at_work, summed=True)
         earlier = change.scrub
         change.scrub = replace(
             scrub, updates=earlier.updates + scrub.updates, states=earlier.states + scrub.states,

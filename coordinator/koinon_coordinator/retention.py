@@ -23,10 +23,12 @@ class Kept:
         return replace(self, versions=(*self.versions, version))
 
     def after(
-        self, spec: RunSpec, number: int, best: Found | None = None, at_work: int | None = None
-    ) -> tuple["Kept", Scrub]:
+        self, spec: RunSpec, number: int, best: Found | None = None, at_work: int | None = None, *,
+        summed: bool = False,
+    ) -> tuple["Kept", Scrub]:  # fmt: skip
         """What is still kept once round `number` is over, and what goes. The best model so far stays, and so does
-        whatever the work of round `at_work` and later ones stands on, which some devices still have.
+        whatever the work of round `at_work` and later ones stands on, which some devices still have. `summed` says that
+        no update is in a round that is open: then nothing masked is of use, whichever round gave its device the work.
 
         The updates of a round are of use only together with the state that it stood on, so both go together. The
         newest model and its state always stay. Rounds that made no model leave gaps: what is kept for a round is the
@@ -35,7 +37,7 @@ class Kept:
         needed = number if at_work is None else at_work - 1
         # What a round sums may have been asked for in earlier ones.
         older = min(needed, number - spec.updates_kept - (spec.reach if spec.updates_kept else 0))
-        updates = tuple(n for n in self.rounds if n <= older)
+        updates = tuple(n for n in self.rounds if n <= (number if spec.secure and summed else older))
         rounds = tuple(n for n in self.rounds if n not in updates)
         states = tuple(v for v in self._unused(older) if v.state or v.down or v.delta)
         unused = self._unused(min(needed, number - spec.models_kept))

@@ -186,3 +186,16 @@ def test_the_runs_end_is_told_after_the_fate_of_the_last_update():
     assert "ended" not in talk.owner.kinds()
     talk.receipt(1, pb.VERDICT_COUNTED)
     assert talk.owner.kinds()[-2:] == ["settled", "ended"]
+
+
+def test_whoever_is_at_work_when_the_run_ends_may_stop():
+    talk = Talk().join()
+    talk.one.offered()
+    talk.ask()
+    talk.hear(ended=pb.Ended(run="id", status="finished", reason="3 rounds closed"))
+    assert talk.owner.told[-2:] == [
+        ("interrupted", ("the run is finished: 3 rounds closed",)), ("ended", ("finished", "3 rounds closed")),
+    ]  # fmt: skip
+    talk.submit()  # it did not look
+    assert not talk.updates
+    assert talk.owner.told[-2][0] == "settled"

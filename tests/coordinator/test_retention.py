@@ -17,6 +17,7 @@ class Policy:
     updates_kept: float
     models_kept: float
     reach: int = 0
+    secure: bool = False
 
 
 OUTCOMES = st.lists(st.sampled_from(["closed", "abandoned", "unheard", "evaluated"]), max_size=14)
@@ -77,3 +78,15 @@ def test_what_devices_still_work_on_is_kept_whatever_the_policy_says():
 def test_updates_are_kept_for_as_long_as_a_round_that_sums_them():
     kept = Kept((1, 2, 3, 4, 5, 6), (ModelVersion(6, "m6"),))
     assert kept.after(Policy(2, math.inf, reach=3), 6)[0].rounds == (2, 3, 4, 5, 6)
+
+
+def test_nothing_masked_outlives_its_session_whichever_round_gave_the_work():
+    kept = Kept(
+        (1, 2, 3),
+        (ModelVersion(0, "m0"), ModelVersion(1, "m1"), ModelVersion(2, "m2"), ModelVersion(3, "m3")),
+    )
+    secure = Policy(0, 0, secure=True)
+    for summed, gone in ((True, (1, 2, 3)), (False, ())):  # False: the session of round 3 is under way
+        after, scrub = kept.after(secure, 3, at_work=1, summed=summed)
+        assert scrub.updates == gone
+        assert [v.round for v in after.versions] == [0, 1, 2, 3], "some device still works on the first"

@@ -292,7 +292,9 @@ def test_whoever_goes_on_at_the_end_of_a_run_is_told_whatever_comes_then(evaluat
         world.feed(runs.Offered(0.0, client, evaluates=True))
     world.ready("a", "b", "c", "d")
     world.session()
-    assert (world.run.kind, world.run.status) == (("evaluate", "running") if evaluate else ("train", "finished"))
+    assert (world.run.kind, world.run.status) == (
+        ("evaluate", "running") if evaluate else ("train", "finished")
+    )
     told = {
         o.client: type(o) for o in world.told if getattr(o, "reason", "") == "the run needs no more updates"
     }

@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10_000, help="as many worlds as these take")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument(
-        "--rule", default="", help="how rounds are drawn: weighted, examples, poisson, latest"
+        "--rule", default="", help="rounds are drawn (weighted, examples, poisson, latest), or are cohorts"
     )
     given = parser.parse_args()
     if given.seed is not None:

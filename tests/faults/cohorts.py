@@ -72,13 +72,21 @@ class CohortLaws:
         for client in sorted(awaiting(r)):
             rows = self.laws.sql("SELECT 1 FROM contents WHERE digest=?", r.taken[client].model)
             assert rows, f"{client} works on a model that is gone"
+        for number, client, at in self.laws.sql("SELECT round, client, at FROM updates WHERE kept"):
+            older = at < r.opened_at and not self.world.skewed
+            assert not older, f"the masked update of {client} in {number} is kept, and its session is over"
         epoch = self.laws.sql("SELECT epoch FROM runs")[0][0]
         for house in self.world.houses:
             if not house.alive or house.frozen:
                 continue
             for driver in house.federation.drivers.values():
                 run = driver.run
-                if driver.ledger.epoch != epoch or not driver.ledger.sound or run.round is None or run.summing:
+                if (
+                    driver.ledger.epoch != epoch
+                    or not driver.ledger.sound
+                    or run.round is None
+                    or run.summing
+                ):
                     continue
                 if run.round.terms == r.terms and not run.round.over:
                     waits = {c for c in run.round.update.asked if run.round.awaits(c)}
@@ -114,7 +122,9 @@ class CohortLaws:
         keys = {(r.round_of(client), client) for client in r.accepted}
         for key in keys:
             assert self.counted.setdefault(key, number) == number, f"{key} counts in two rounds"
-            assert self.laws.status(*key) == "counted", f"{key} counts in round {number}, and its row denies it"
+            assert self.laws.status(*key) == "counted", (
+                f"{key} counts in round {number}, and its row denies it"
+            )
         if r.stage == "closed":
             assert len({n for n, _ in keys}) == 1, f"a sum of {keys}"
             assert least <= len(keys) <= self.world.run.spec.devices
@@ -125,11 +135,21 @@ class CohortLaws:
     def _check_steps(self, stored: list[events.Event], least: int) -> None:
         """Who is in a session had the same, and it leaves nobody behind whom no other could hide."""
         assert isinstance(stored[0], events.Opened)
-        r = step(None, stored[0])[0]
+        r, given_now = step(None, stored[0])[0], False
         for event in stored[1:]:
+            gives = isinstance(event, events.Heard) and event.collection == "joined"
+            if given_now and not gives:  # all who are free are given work together
+                there = [c for c in (*r.working, *r.ready) if r.round_of(c) == r.terms.round]
+                assert len(there) >= least, f"{there} are given work that no sum could hide"
+            # Who lost its work gets it again, whoever is left.
+            given_now = gives and (given_now or event.client not in {*r.working, *r.ready})
             before, r = r, step(r, event)[0]
             assert len(r.working) <= r.terms.concurrency, f"{sorted(r.working)} are at work"
             if r.over:
+                others = (before.working | before.ready.keys()) - before.cohort
+                lost = {c for c in others if r.update.left.get(c) == f"round {r.terms.round} {r.reason}"}
+                fine = isinstance(event, events.Cancelled) or getattr(event, "forgotten", False)
+                assert fine or not lost, f"{sorted(lost)} lost their work with another's session"
                 return
             left = Counter(r.round_of(c) for c in (*r.working, *r.ready))
             alone = {n: m for n, m in left.items() if m < least and n < r.terms.round}
@@ -137,7 +157,9 @@ class CohortLaws:
             if r.cohort and not before.cohort:
                 (given,) = {r.round_of(c) for c in r.cohort}
                 assert left[given] == 0 or left[given] >= least, f"{left[given]} are left behind of {given}"
-                advertised = {e.client for e in stored if isinstance(e, events.Voiced) and e.collection == "keys"}
+                advertised = {
+                    e.client for e in stored if isinstance(e, events.Voiced) and e.collection == "keys"
+                }
                 advertised |= {c for e in stored if isinstance(e, events.Carried) for c, _ in e.ready}
                 assert r.cohort <= advertised, f"{r.cohort - advertised} have not done their work"
 
@@ -145,6 +167,8 @@ class CohortLaws:
         """Of the whole run."""
         rows: list[Any] = self.laws.sql("SELECT round, client FROM participants WHERE status='counted'")
         assert {(n, c) for n, c in rows} == self.counted.keys(), "rows and events disagree on what counts"
-        told = set(self.laws.told("VERDICT_NOT_COUNTED"))  # who is lost in an attempt masked for the one before
+        told = set(
+            self.laws.told("VERDICT_NOT_COUNTED")
+        )  # who is lost in an attempt masked for the one before
         for key in self.laws.told("VERDICT_STAGED"):
             assert key in self.counted or key in told, f"{key} was told STAGED, and never what became of it"

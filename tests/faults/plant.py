@@ -64,7 +64,7 @@ def catch(bug: dict[str, Any], source: Path, folder: Path) -> dict[str, Any]:
     for seed in bug["seeds"]:
         signal.alarm(_REAL_SECONDS)
         try:
-            run_world(seed)
+            run_world(seed, rule=bug["rule"])
         except BaseException as error:
             return {"name": bug["name"], "seed": seed, "law": _law(error)}
         finally:

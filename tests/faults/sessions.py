@@ -127,7 +127,9 @@ class SessionLaws:
             case "consistent":
                 said = secagg_pb2.Survivors.FromString(call.payload)
                 self._tell(said.session, "who is in the sum", said.survivors)
-                self._agreed[call.round, call.attempt].add(self._is(call, number, name, said.survivors, "masked"))
+                self._agreed[call.round, call.attempt].add(
+                    self._is(call, number, name, said.survivors, "masked")
+                )
 
     def _tell(self, session: bytes, what: str, said: Any) -> None:
         assert self._told.setdefault((session, what), said) == said, (

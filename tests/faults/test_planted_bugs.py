@@ -27,9 +27,12 @@ class _Planter:
 
     def __init__(self, bugs: list[Bug], seeds: list[int] | None = None) -> None:
         told = [
-            {"name": b.name, "file": b.file, "old": b.old, "new": b.new, "seeds": seeds or _worlds(b)}
+            {
+                "name": b.name, "file": b.file, "old": b.old, "new": b.new, "rule": b.rule,
+                "seeds": seeds or _worlds(b),
+            }
             for b in bugs
-        ]
+        ]  # fmt: skip
         command = [sys.executable, _HERE / "plant.py", _HERE.parent.parent, str(_WORKERS)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
@@ -74,7 +77,7 @@ def test_where_nothing_is_planted_nothing_is_caught() -> None:
     """What catches them is the laws, and not a simulation that is broken itself."""
     control = replace(BUGS[0], name="none", new=BUGS[0].old)
     # The other half of these worlds are among those of test_simulation's ten thousand rounds, or of the soak's.
-    planter = _Planter([control], sorted({bug.seed for bug in BUGS})[::2])
+    planter = _Planter([control], sorted({bug.seed for bug in BUGS if not bug.rule})[::2])
     try:
         assert planter.found(control)["seed"] is None, planter.found(control)["law"]
     finally:

@@ -35,6 +35,10 @@ def test_where_rounds_are_drawn_no_law_is_broken_either(rule: str) -> None:
     assert sum(run_world(seed, rule=rule).laws.rounds_seen for seed in range(6)) > 100
 
 
+def test_where_only_sums_are_seen_and_nobody_is_waited_for_no_law_is_broken_either() -> None:
+    assert sum(run_world(seed, rule="cohorts").laws.rounds_seen for seed in range(10)) > 60
+
+
 @pytest.mark.parametrize("seed", [0, 3, 12])
 def test_one_seed_is_one_story(seed: int) -> None:
     assert run_world(seed, rounds=5).story == run_world(seed, rounds=5).story

@@ -78,7 +78,9 @@ def run_of(name: str, strategy, rounds: int, **settings) -> koinon.Run:
         "buffer": 3, "concurrency": 9, "codec": "exact", "evaluate": False, "staleness": 9, "phase": 20.0,
         "lease": 20.0, **settings,
     }  # fmt: skip
-    return koinon.Run(name, model={"x": np.zeros(1)}, strategy=strategy, rounds=rounds, aggregation="secure", **values)
+    return koinon.Run(
+        name, model={"x": np.zeros(1)}, strategy=strategy, rounds=rounds, aggregation="secure", **values
+    )
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["undisturbed", "killed"])
@@ -157,5 +159,41 @@ def test_who_is_left_of_an_older_model_with_too_few_others_is_told_and_works_on(
     gates.do(1.0, *"abcdef")
     closed(house, "few", 3)
     assert x_of(house, "few") == pytest.approx(2.0 + 2**-0.5, abs=1e-5)
+    clients.join(40)
+    assert house.stop() == 0
+
+
+def test_a_simulation_of_it_is_the_same_every_time_and_ends_where_all_devices_pull():
+    def client(session):
+        model, target = {"x": np.zeros(1)}, float(session.client[-1])
+        for task in session.tasks(model):
+            for _ in range(4):
+                task.descend({"x": model["x"] - target}, lr=0.1)
+            task.submit(examples=1)
+
+    run = run_of("sim", koinon.FedBuff(lr=0.5), 60, patience=100)
+    faults = koinon.Faults(delay=3.0, drop=0.1)
+    first, again = (koinon.simulate(run, client, clients=9, faults=faults, seed=3) for _ in range(2))
+    assert first.models == again.models
+    ages = [m["staleness"] for m in first.metrics.values()]
+    assert max(ages) > 0, "nobody waited for the slowest"
+    assert {m["updates"] for m in first.metrics.values()} <= {3.0, 4.0, 5.0}
+    assert float(first.model["x"][0]) == pytest.approx(4.0, abs=2.0)
+
+
+def test_a_database_is_sound_while_devices_of_older_rounds_are_in_a_session(tmp_path, clients):
+    """Their masked updates belong to a round that is over, and are needed."""
+    house = Coordinator(tmp_path)
+    run_of("sound", koinon.FedBuff(), 2).create(house.address)
+    gates = Gates(house, clients, tmp_path, "sound")
+    gates.begin(*"abcdef")
+    gates.at_work(1, *"abcdef")
+    gates.do(1.0, *"abc")
+    closed(house, "sound", 1)
+    gates.do(2.0, *"de")
+    until(lambda: "2 devices have one" in seen(house, "sound").run.waiting_for)
+    with opened(house.url) as place:
+        assert check(place).findings == []
+    gates.do(2.0, "f")
     clients.join(40)
     assert house.stop() == 0

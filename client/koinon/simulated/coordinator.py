@@ -137,7 +137,9 @@ class House:
             # On one stream, nothing overtakes what was sent before it.
             arrives = self._arrives[link.client] = max(self._arrives.get(link.client, now), now + delay)
             self.world.at(arrives, lambda: self._receive(link, message, blob))
-        elif message.WhichOneof("says") == "answer" or (self.spec.buffer and message.voice.collection == "keys"):
+        elif message.WhichOneof("says") == "answer" or (
+            self.spec.buffer and message.voice.collection == "keys"
+        ):
             # A stream loses nothing but by being cut, and whoever was cut off comes back and asks. It does so when
             # nobody waits for the update any more, or this one would arrive after all.
             self.world.after(self.spec.lease + 1.0, link.reconnect)

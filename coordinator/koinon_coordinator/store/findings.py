@@ -311,6 +311,8 @@ class _Rounds:
         u, p, number = models.Update, models.Payload, r.terms.round
         masked = select(u.client).where(u.run == self.row.id, u.round == number, u.kept)
         for client in self.tx.execute(masked.order_by(u.client)).scalars():
+            if r.buffered and client in r.update.awaited:
+                continue  # it went on, and may be in a later round's session
             yield "its masked update is kept, and the round is over", client
         said = select(p.client).where(p.run == self.row.id, p.round == number).distinct()
         for client in self.tx.execute(said.order_by(p.client)).scalars():
