@@ -283,9 +283,8 @@ class Ledger:
                     orders = [o for o in orders if not isinstance(o, effects.Ask) or o.client in on]
                 if isinstance(order, runs.Finish):
                     change.ended_at = self._clock()
-                    self._let_go(
-                        book, change
-                    )  # also where the last round was over long before: the run was paused
+                    # Where the run was paused, its last round was over long before.
+                    self._let_go(book, change)
             if moved.run.status != before.status:
                 about = {"status": moved.run.status, "reason": moved.run.reason}
                 self._enter(book, change, "status", about)

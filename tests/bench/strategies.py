@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,8 @@ def main() -> None:
         plot="",
         jobs=os.cpu_count() or 1,
     )
+    if given.plot:
+        drawing()
     figures: dict[str, dict[str, Any]] = {}
     curves: dict[str, list[float]] = {}
     cases = [(kind, name) for kind in ("iid", "shards") for name in given.rules.split(",")]
@@ -164,6 +167,12 @@ def main() -> None:
     report("strategies", figures, given.json)
     if given.plot:
         draw(curves, Path(given.plot))
+
+
+def drawing() -> None:
+    """Say before the runs, and not after them, that there is nothing to draw with."""
+    if find_spec("matplotlib") is None:
+        sys.exit("--plot wants matplotlib: pip install matplotlib, or leave --plot out")
 
 
 def draw(curves: dict[str, list[float]], to: Path) -> None:
