@@ -108,6 +108,10 @@ def test_a_checkpoint_that_could_run_something_is_refused_and_nothing_runs(tmp_p
         ("no.safetensors", None, "there is no model file"),
         ("text.pt", lambda p: p.write_text("hello"), "text.pt"),
         ("list.pt", lambda p: torch.save([1, 2], p), "holds no state_dict"),
+        (
+            "two.pt", lambda p: torch.save({"net": {"w": torch.zeros(2)}, "ema": {"w": torch.zeros(2)}}, p),
+            "state_dicts as net, ema, and nothing says which",
+        ),
         ("sparse.pt", lambda p: torch.save({"w": torch.eye(2).to_sparse()}, p), "which numpy does not have"),
         ("complex.pt", lambda p: torch.save({"w": torch.zeros(2, dtype=torch.complex64)}, p), "which numpy does not"),
         ("empty", lambda p: p.mkdir(), "0 indices .* and 0 safetensors files"),

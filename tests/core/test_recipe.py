@@ -271,6 +271,7 @@ def test_anything_else_is_refused_and_never_run(text):
         ),
         ("chain(FedAvg(), Clip(nrm=1.0))", r"Clip has no field 'nrm'; did you mean 'norm'\?"),
         ("FedAvg(lr=1 + 1)", "the fields of FedAvg must be plain values"),
+        ("FedAsync(a=inf)", r"must be plain values \(a finite number, .*\), and inf is none"),
         ("chain(FedAvg(), x=1)", "a chain has parts and no fields; it was given 'x'"),
         ("FedAvg(lr=1, lr=2)", "gives a field twice"),
         ("5", r"write for example 'koinon\.FedAvg\(\)'"),

@@ -73,11 +73,24 @@ def figure(value: float, known: bool = True) -> str:
     return f"{value:.3g}" if known else ""
 
 
+_LAST = 30  # characters of a table's last column that are worth another column
+
+
 def table_of(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, measured: Collection[str] = ()
-) -> Table:
-    """A table whose last column may wrap. A column of `measured` in which nothing stands takes no place."""
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, measured: Collection[str] = (),
+    spare: Sequence[str] = (), width: int | None = None,
+) -> Table:  # fmt: skip
+    """A table whose last column may wrap. A column of `measured` in which nothing stands takes no place. On a terminal
+    too narrow (`width`, default: as it is) for the rest and some of the last column, those of `spare` go, the first of
+    them first."""
     shown = [i for i, name in enumerate(columns) if name not in measured or any(row[i] for row in rows)]
+    wide = {i: max(len(text) for text in (columns[i], *(row[i] for row in rows))) for i in shown}
+    wide[shown[-1]] = min(wide[shown[-1]], _LAST)
+    room = width or console().width
+    for name in spare:
+        i = columns.index(name)
+        if i in shown and sum(wide[one] + 2 for one in shown) > room:
+            shown.remove(i)
     table = Table(box=None)
     for i in shown:
         table.add_column(columns[i], no_wrap=i < len(columns) - 1)

@@ -167,7 +167,10 @@ def _rounds_table(rounds: Any) -> Table:
         "round", "status", "counted", "partial", "up", "bits/param", "NMSE", "down", "join+work+sum s", "upload s",
         "fold s", "metrics",
     )  # fmt: skip
-    return table_of(columns, rows, measured=("partial", "bits/param", "NMSE", "upload s", "fold s"))
+    measured = ("partial", "bits/param", "NMSE", "upload s", "fold s")
+    return table_of(
+        columns, rows, measured=measured, spare=("fold s", "upload s", "NMSE", "bits/param", "down", "up")
+    )
 
 
 def _partial(r: pb.RoundInfo, counted: int) -> str:

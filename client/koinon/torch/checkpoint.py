@@ -22,9 +22,16 @@ def read_checkpoint(path: Path) -> dict[str, Array]:
     """The tensors of a state_dict, or of one that is in a checkpoint under a usual name."""
     found = _load(path)
     if isinstance(found, Mapping) and not _is_state(found):
-        within = [key for key in _WITHIN if _is_state(found.get(key))]
+        all_of_them = [str(key) for key, value in found.items() if _is_state(value)]
+        within = [key for key in _WITHIN if key in all_of_them]
         if len(within) == 1:
             found = found[within[0]]
+        elif all_of_them:
+            one = all_of_them[0]
+            raise UsageError(
+                f"{path} holds state_dicts as {', '.join(all_of_them[:5])}, and nothing says which one is meant; save "
+                f"that alone: torch.save(torch.load(path)[{one!r}], other)"
+            )
     if not _is_state(found):
         raise UsageError(
             f"{path} holds no state_dict (a mapping of names to tensors, by itself or as {', '.join(_WITHIN)}); save "

@@ -120,6 +120,16 @@ def parse(text: str) -> Strategy:
         raise UsageError(f"{text[:80]!r} is not a strategy; write for example 'koinon.FedAvg()'") from error
 
 
+def _value(node: ast.expr, name: str) -> object:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise UsageError(
+            f"the fields of {name} must be plain values (a finite number, True, a 'text', a list of them), and "
+            f"{ast.unparse(node)[:60]} is none"
+        ) from None
+
+
 def _parse(node: ast.expr, text: str) -> Strategy:
     if isinstance(node, ast.Name | ast.Attribute):
         node = ast.Call(func=node, args=[], keywords=[])
@@ -133,9 +143,9 @@ def _parse(node: ast.expr, text: str) -> Strategy:
             raise UsageError(f"a chain has parts and no fields; it was given {node.keywords[0].arg!r}")
         return chain(*(_parse(part, text) for part in node.args))
     try:
-        positional = [ast.literal_eval(a) for a in node.args]
-        named = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (TypeError, ValueError) as error:
+        positional = [_value(a, name) for a in node.args]
+        named = {str(k.arg): _value(k.value, name) for k in node.keywords}
+    except TypeError as error:
         raise UsageError(f"the fields of {name} must be plain values: {error}") from error
     kind = FedProx if name in ("FedProx", "koinon.FedProx") else lookup(name)
     return _build(kind, name, positional, named)
