@@ -40,9 +40,9 @@ def event_of(command: str, terms: dict[str, float]) -> events.Event:
         case "update":
             return events.Heard(when, words[0], "update", words[1])
         case "carried":  # who, the round that gave it the work, and how many models there were by then
-            client, round_, version = words
-            work = Taken(client, int(round_), int(version), "t", "m", "", when)
-            return events.Carried(when, (work,))
+            clients, round_, version = words
+            work = (Taken(c, int(round_), int(version), "t", "m", "", when) for c in clients.split(","))
+            return events.Carried(when, tuple(work))
         case "heard":
             return events.Heard(when, words[0], words[1], words[2])
         case "voice":  # who, collection, attempt, and whose shares could not be read
@@ -88,7 +88,8 @@ def state(r: Round) -> str:
     gone = who.left if r.stage == "joined" else r.update.left
     left = "".join(f" left={c}" for c in sorted(gone))
     due = f" due={r.wakes_at:g}" if r.wakes_at is not None else ""
-    return f"= {r.stage} heard={heard}{left}{due}"
+    ready = f" ready={','.join(r.ready)}" if r.ready else ""
+    return f"= {r.stage} heard={heard}{ready}{left}{due}"
 
 
 def play(text: str) -> str:
