@@ -68,6 +68,13 @@ class Book:
         keys = r.masking.leaves or (r.masking.now.heard if r.stage == "keys" else {})
         return all(("keys", client) in self.said for client in (*keys, *r.ready))
 
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """Who waits for a session, and of whom it is not known what they said: a paused run has been taken up."""
+        r = self.run.round
+        ready = r.ready if r is not None else {}
+        return frozenset(client for client in ready if ("keys", client) not in self.said)
+
     def keep_terms(self, before: Round | None, terms: Terms) -> None:
         """A round opens with these `terms`, after the round `before`."""
         kept = {n: t for n, t in self.terms.items() if n in _given_in(before)}
@@ -149,8 +156,8 @@ def _keys_in(said: Mapping[tuple[str, str], bytes]) -> frozenset[bytes]:
 
 
 def _evaluators(store: Store, row: RunRow, spec: RunSpec) -> int:
-    """How many evaluated in the last round that did; any buffer may have work of rounds that do."""
-    every = 1 if spec.buffer else spec.evaluate_every
+    """How many evaluated in the last round that did; any buffer may have work of rounds that do, or none."""
+    every = 0 if spec.buffer else spec.evaluate_every
     return store.evaluators(row.id, every, "evaluate" if spec.selecting.asks else "train")
 
 

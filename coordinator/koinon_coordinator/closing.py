@@ -208,7 +208,7 @@ def close_secure(
         if work is None:
             return total
         base = _given(store, plan, work) if Need.MODELS in plan.strategy.needs else None
-        return aged(plan.strategy, total, terms.version - work.version, w, base)
+        return aged(plan.strategy, total, terms, work.version, w, base, version.tuning)
 
     with Room(store.folder) as room:
         if terms.kind == "evaluate":

@@ -256,7 +256,7 @@ class Ledger:
         first = runs.start(book.run)  # a new run's first round; nothing while a round is open
         if any(isinstance(order, runs.Open) for order in first.orders):
             book.run = first.run
-            waiting.appendleft(self._opening())
+            waiting.appendleft(self._opening(book))
         while waiting:
             item = fit_for(book, waiting.popleft())
             if book.run.holds(item.fact):
@@ -272,9 +272,15 @@ class Ledger:
                 book.later = ()
             for order in moved.orders:
                 if isinstance(order, runs.Open):
-                    waiting.appendleft(self._opening())
+                    waiting.appendleft(self._opening(book))
                 else:
                     orders.append(order)
+                if (
+                    book.run.spec.buffer
+                    and isinstance(order, effects.Receipt | effects.Cancel)
+                    and order.reason
+                ):
+                    change.dismissed[order.round, order.client] = order.reason
                 if isinstance(order, effects.Close):
                     self._close(book, change, order)
                     # Nobody is asked for what was over before this turn was: the next round may be at the same stage.
@@ -290,8 +296,8 @@ class Ledger:
                 self._enter(book, change, "status", about)
         return orders
 
-    def _opening(self) -> Item:
-        return Item(runs.Opening(self._clock(), os.urandom(16).hex()))
+    def _opening(self, book: Book) -> Item:
+        return Item(runs.Opening(self._clock(), os.urandom(16).hex(), book.forgotten))
 
     def _record(self, book: Book, change: Change, item: Item, before: Run, moved: Moved) -> None:
         """What must be durable of a move: its events, what came with them, and the audit log's words."""
@@ -315,6 +321,15 @@ class Ledger:
             if incident is not None and self._worth_keeping(incident):
                 change.incidents.append(incident)
         for event in moved.records:
+            if isinstance(event, events.Heard) and before.round is not None and event.collection == "joined":
+                lost = before.round.taken.get(event.client)
+                if (
+                    lost is not None
+                    and run.round is not None
+                    and run.round.round_of(event.client) != lost.round
+                ):
+                    why = "it lost what it was given, and was given other work"
+                    change.dismissed.setdefault((lost.round, event.client), why)
             if isinstance(event, events.Carried) and run.round is not None:
                 # The keys of those who still wait go from the round before into this one.
                 waiting = [client for client, _ in event.ready if client in run.round.advertised]

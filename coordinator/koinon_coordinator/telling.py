@@ -54,7 +54,7 @@ class Telling:
                     number = r.round_of(client)
                     works = (r.buffered and client in r.working) or (collection == WORK and r.awaits(client))
                     if works:
-                        said.append(Said(client, self._work(book, r, number), number))
+                        said.append(Said(client, self._work(book, r, number, client), number))
                     elif r.stage == collection and r.awaits(client):
                         said.append(Said(client, self._asked(book, r, sessions, client), number))
                 case effects.Receipt(client, number, verdict, reason):
@@ -93,18 +93,18 @@ class Telling:
     def _asked(self, book: Book, r: Round, sessions: Callable[[], Sessions], client: str) -> bytes:
         """What a device is asked: for the round's work, or in a session of its secure sum."""
         if r.stage == "update" or (r.stage == "keys" and not r.masking.attempt):
-            return self._work(book, r, r.terms.round)
+            return self._work(book, r, r.terms.round, client)
         call = pb.Call(
             run=book.run.id, round=r.round_of(client), attempt=r.masking.attempt, collection=r.stage, epoch=self._epoch,
             payload=sessions().call(client),
         )  # fmt: skip
         return _envelope(call=call)
 
-    def _work(self, book: Book, r: Round, number: int) -> bytes:
+    def _work(self, book: Book, r: Round, number: int, client: str) -> bytes:
         """The Ask of the open round, or of the round `number`, whose work the open one goes on with: the same bytes for
         all who are asked when it begins; for who comes back, with how much of the deadline is over."""
         run, version = book.run, book.version
-        elapsed = r.elapsed(self._clock())
+        elapsed = r.elapsed(self._clock(), client)
         elapsed = elapsed if elapsed >= _AT_ONCE else 0.0
         if self._ask is None or self._ask[:2] != (number, elapsed):
             terms = book.terms[number]

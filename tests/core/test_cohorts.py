@@ -2,18 +2,21 @@
 
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import koinon
+import toy
 from koinon_core import run as runs
 from koinon_core.canonical import sha256
 from koinon_core.errors import UsageError
 from koinon_core.round import effects, events
 from koinon_core.round.machine import rebuild
 from koinon_core.secure.aged import aged
+from koinon_core.secure.sizing import Tuning
 from koinon_core.tiles import Held
 
 
@@ -78,8 +81,8 @@ class World:
         assert len({r.round_of(c) for c in accepted}) == 1, "one model"
         assert r.terms.quorum <= len(accepted) <= self.run.spec.devices
         assert 0 <= r.age(accepted[0]) <= self.run.spec.staleness
-        if self.fail():
-            self.feed(runs.Unfoldable(self.now, number, "made no model"))
+        if why := self.fail():
+            self.feed(runs.Unfoldable(self.now, number, f"made no model: {why}"))
         else:
             self.counted.update(self.sums[-1])
             self.feed(runs.Folded(self.now, number, f"m{number}"))
@@ -324,14 +327,67 @@ def test_a_new_owner_gives_everybody_their_time_also_those_who_wait():
     assert world.run.round.masking.now.deadline == due + 90.0
 
 
-def test_when_what_was_said_is_lost_nobody_goes_on_with_it():
+def test_when_what_was_said_is_lost_those_go_on_who_had_said_nothing():
     world = World()
-    world.offer(*"abcdef")
-    world.ready("a", "b")
+    world.offer(*"abcdefgh")
+    world.ready("a", "b", "c", "d")
     world.feed(runs.Unfoldable(0.0, 1, "lost what its devices said", forgotten=True))
     assert world.run.number == 2
+    assert world.run.round.working == set("efgh")
+    assert {o.client for o in world.told if isinstance(o, effects.Receipt)} == set("abcd")
+
+
+def test_a_sum_larger_than_its_round_was_sized_for_says_the_same_of_all_who_were_given_that():
+    """Or each of their sums would fail, one after the other, while a wide round is open."""
+    world = World()
+    world.offer(*"abcdefgh")
+    world.ready(*"abcd")
+    world.fail = lambda: "overflowed: the sum of 'param' is larger than the round was sized for"
+    world.session()
+    assert world.run.number == 2
+    told = {o.client for o in world.told if isinstance(o, effects.Receipt) and o.verdict == "NOT_COUNTED"}
+    assert told == set("abcdefgh")
     assert not world.run.round.taken
-    assert {o.client for o in world.told if isinstance(o, effects.Receipt)} == set("abcdef")
+
+
+def test_a_device_that_is_killed_over_and_over_holds_nobody_up_for_longer_than_its_time():
+    world = World(deadline=30.0)
+    world.offer(*"abcd")
+    world.ready("a", "b", "c")
+    for at in range(2, 40, 2):
+        world.now = float(at)
+        world.offer("d")  # it has lost its work, and gets it again
+        world.feed(runs.Tick(world.now))
+        if world.run.round.cohort:
+            break
+    assert world.run.round.cohort == {"a", "b", "c"}
+    assert world.now == 30.0
+
+
+def test_the_operator_reads_who_waits_for_whom():
+    world = World()
+    world.offer("a", "b")
+    assert "2 that are free wait for others: work is given to 3 or more together" in world.run.waiting_for
+    world.offer("c", "d")
+    assert "free" not in world.run.waiting_for
+    world.ready("a", "b", "c")
+    assert (
+        "and 1 device is at work (a sum without the last of them would leave too few" in world.run.waiting_for
+    )
+
+
+def test_a_paused_run_that_is_taken_up_hears_again_of_those_who_waited():
+    world = World(rounds=1)
+    world.offer(*"abcdefg")
+    world.ready("a", "b", "c", "d")
+    world.feed(runs.Paused(0.0))
+    world.session()
+    assert world.run.round.over
+    assert set(world.run.round.ready) == {"d"}
+    run = replace(world.run, status="running", spec=spec(rounds=2))  # more of it is wanted by now
+    moved = runs.step(run, runs.Opening(1.0, "i2", frozenset("d")))
+    assert moved.run.round.working == set("defg")
+    assert not moved.run.round.ready, "it says its keys again when it comes back"
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -390,7 +446,8 @@ def test_in_random_worlds_sums_are_of_one_model_and_of_enough_and_no_work_is_for
 class Sum:
     """A sum of two devices' changes of one tensor, and of one that a strategy sends beside it."""
 
-    count, weight, totals, evaluated, tuning, floored = 2, 5.0, {}, 2, "tuned", frozenset({"v"})
+    count, weight, totals, evaluated, floored = 2, 5.0, {}, 2, frozenset({"v"})
+    tuning = Tuning(devices=2, weight=5, rms={"param": 0.25}, steps={"param": 0.5}).encoded
     metrics: ClassVar = {"train.loss": 1.0, "eval.loss": 2.0}
     sections: ClassVar = {
         "delta/w": np.array([1.0, -2.0]),
@@ -405,15 +462,20 @@ class Sum:
         return "ab" * 32
 
 
+def at(version: int):
+    """Terms of a round that opened with that many models."""
+    return toy.terms(99, concurrency=9, version=version, staleness=9)
+
+
 NEWEST, BASE = Held({"w": np.array([10.0, 10.0])}), Held({"w": np.array([13.0, 11.0], np.float32)})
 
 
 def test_a_sum_counts_what_its_age_lets_it_and_its_devices_numbers_stay():
-    one = aged(koinon.FedBuff(), Sum(), 3, NEWEST, None)
+    one = aged(koinon.FedBuff(), Sum(), at(8), 5, NEWEST, None)
     assert one.values("delta/w", 0).tolist() == [0.5, -1.0]
     assert one.values("extra/c/w", 0).tolist() == [2.0, 4.0]
     assert one.values("count/n", 0).tolist() == [7]
-    assert (one.count, one.weight, one.tuning, one.floored) == (2, 5.0, "tuned", frozenset({"v"}))
+    assert (one.count, one.weight, one.floored) == (2, 5.0, frozenset({"v"}))
     assert one.metrics == {"train.loss": 1.0, "updates": 2.0, "staleness": 3.0}, (
         "the older model was evaluated"
     )
@@ -422,17 +484,29 @@ def test_a_sum_counts_what_its_age_lets_it_and_its_devices_numbers_stay():
 
 
 def test_a_sum_of_the_newest_model_is_what_it_is():
-    one = aged(koinon.FedBuff(), Sum(), 0, NEWEST, None)
+    one = aged(koinon.FedBuff(), Sum(), at(8), 8, NEWEST, None)
     assert one.values("delta/w", 0).tolist() == [1.0, -2.0]
     assert one.metrics["eval.loss"] == 2.0
     assert one.evaluated == 2
-    assert one.digest() != aged(koinon.FedBuff(), Sum(), 1, NEWEST, None).digest()
+    assert one.digest() != aged(koinon.FedBuff(), Sum(), at(8), 7, NEWEST, None).digest()
 
 
 def test_where_models_are_mixed_a_sum_is_moved_by_how_far_its_model_is_from_the_newest():
-    one = aged(koinon.FedAsync(alpha=0.6), Sum(), 3, NEWEST, BASE)
+    one = aged(koinon.FedAsync(alpha=0.6), Sum(), at(8), 5, NEWEST, BASE)
     assert one.values("delta/w", 0).tolist() == [(1.0 + 3.0) / 2, (-2.0 + 1.0) / 2]
     assert one.values("extra/c/w", 0).tolist() == [2.0, 4.0]
+
+
+def test_the_next_round_is_sized_by_the_newest_model_of_which_there_was_a_sum():
+    """Changes shrink as a run goes on; a late sum, of devices that began long ago, says nothing of the next."""
+    first = aged(koinon.FedBuff(), Sum(), at(8), 5, NEWEST, None).tuning
+    assert Tuning.decode(first) == Tuning(
+        devices=2, weight=5, rms={"param": 0.25}, steps={"param": 0.5}, model=5
+    )
+    for version, kept in ((4, True), (5, False), (6, False)):
+        known = Tuning(devices=9, weight=9, rms={"param": 1.0}, model=5).encoded
+        made = aged(koinon.FedBuff(), Sum(), at(8), version, NEWEST, None, known).tuning
+        assert (made == known) == kept
 
 
 # -- what does not go together ------------------------------------------------------------------------------------

@@ -127,10 +127,16 @@ class BufferLaws:
                     f"{client} has its part in round {number}, and is given more work"
                 )
                 assert client not in now.gone, f"{client} left round {number}, and is asked in it again"
+                before = now.work.get(client)
+                # Who has lost this very round's work has no more time for it than before.
+                since = before.since if before is not None and before.round == number else at
+                if since + now.terms.deadline <= at:
+                    self._leaves(now, client, at, "overdue")
+                    return
                 if client in now.awaited:
                     self._ends(client, at, now.work[client].since + now.terms.deadline, "lost")
                 now.silent.discard(client)
-                now.work[client] = Work(number, self._made, now.terms.digest, now.terms.model, at)
+                now.work[client] = Work(number, self._made, now.terms.digest, now.terms.model, since)
                 self._since[client] = at
             case events.Heard(at, client):
                 self._heard(now, client, event.digest, at)
@@ -351,6 +357,8 @@ class BufferLaws:
             "WHERE p.status='counted' AND r.kind='train'"
         )
         assert {(n, c) for n, c in rows} == self.counted.keys(), "rows and events disagree on what counts"
+        asked = self.laws.sql("SELECT round, client FROM participants WHERE status='asked'")
+        assert not asked, f"of {asked} no row says what became"
         for key in self.laws.told("VERDICT_STAGED"):
             # Of an evaluation nothing is in a buffer.
             known = key in self.counted or key in self.lost or key[0] not in self.buffers

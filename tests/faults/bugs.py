@@ -67,7 +67,7 @@ BUGS = (
         name="opened-in-another-transaction",
         breaks="a round's end and the next one's opening are one transaction",
         file=f"{_COORDINATOR}/ledger.py",
-        old="                if isinstance(order, runs.Open):\n                    waiting.appendleft(self._opening())\n"
+        old="                if isinstance(order, runs.Open):\n                    waiting.appendleft(self._opening(book))\n"
         "                else:\n",
         new="                if not isinstance(order, runs.Open):\n",
     ),
@@ -799,8 +799,8 @@ BUGS = (
         name="asked-for-another-rounds-work",
         breaks="a device is asked for the work that it was given",
         file=f"{_COORDINATOR}/telling.py",
-        old="                    if works:\n                        said.append(Said(client, self._work(book, r, number), number))",
-        new="                    if works:\n                        said.append(Said(client, self._work(book, r, r.terms.round), r.terms.round))",
+        old="                    if works:\n                        said.append(Said(client, self._work(book, r, number, client), number))",
+        new="                    if works:\n                        said.append(Said(client, self._work(book, r, r.terms.round, client), r.terms.round))",
         seed=61,
     ),
     Bug(
@@ -943,8 +943,8 @@ BUGS = (
         name="a-sum-older-than-it-is",
         breaks="a sum counts as its age lets it",
         file=f"{_COORDINATOR}/closing.py",
-        old="total, terms.version - work.version, w, base)",
-        new="total, terms.version - work.version + 1, w, base)",
+        old="terms, work.version, w, base, version.tuning)",
+        new="terms, work.version - 1, w, base, version.tuning)",
         rule="cohorts",
     ),
     Bug(
@@ -970,6 +970,22 @@ BUGS = (
         file=f"{_COORDINATOR}/retention.py",
         old="(number if spec.secure and summed else older)",
         new="older",
+        rule="cohorts",
+    ),
+    Bug(
+        name="more-time-with-every-life",
+        breaks="a device has its deadline for its work, and no more",
+        file=f"{_CORE}/round/buffered.py",
+        old="        work = replace(work, since=r.taken[event.client].since)\n",
+        new="        pass\n",
+        seed=12,
+    ),
+    Bug(
+        name="no-row-says-what-became",
+        breaks="of the work that a round gave its row says what became of it",
+        file=f"{_COORDINATOR}/store/changes.py",
+        old="    if change.dismissed:\n",
+        new="    if False:\n",
         rule="cohorts",
     ),
 )

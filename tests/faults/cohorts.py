@@ -141,9 +141,10 @@ class CohortLaws:
             if given_now and not gives:  # all who are free are given work together
                 there = [c for c in (*r.working, *r.ready) if r.round_of(c) == r.terms.round]
                 assert len(there) >= least, f"{there} are given work that no sum could hide"
-            # Who lost its work gets it again, whoever is left.
-            given_now = gives and (given_now or event.client not in {*r.working, *r.ready})
             before, r = r, step(r, event)[0]
+            # Who lost its work gets it again, whoever is left; and who had its time for it hears that.
+            new = gives and event.client in r.working and event.client not in {*before.working, *before.ready}
+            given_now = gives and (given_now or new)
             assert len(r.working) <= r.terms.concurrency, f"{sorted(r.working)} are at work"
             if r.over:
                 others = (before.working | before.ready.keys()) - before.cohort
@@ -167,6 +168,8 @@ class CohortLaws:
         """Of the whole run."""
         rows: list[Any] = self.laws.sql("SELECT round, client FROM participants WHERE status='counted'")
         assert {(n, c) for n, c in rows} == self.counted.keys(), "rows and events disagree on what counts"
+        asked = self.laws.sql("SELECT round, client FROM participants WHERE status='asked'")
+        assert not asked, f"of {asked} no row says what became"
         told = set(
             self.laws.told("VERDICT_NOT_COUNTED")
         )  # who is lost in an attempt masked for the one before

@@ -156,6 +156,14 @@ def test_who_is_left_of_an_older_model_with_too_few_others_is_told_and_works_on(
     gates.at_work(2, *"abcdef")
     outcome = next(t.outcome for t in gates.tasks["d"] if t.round == 1)
     assert "too few for a sum" in outcome
+    rows = {
+        p.client: (p.status, p.reason)
+        for r in seen(house, "few").rounds
+        if r.number == 1
+        for p in r.participants
+    }
+    assert {rows[name][0] for name in "def"} == {"left"}
+    assert "too few for a sum" in rows["d"][1]
     gates.do(1.0, *"abcdef")
     closed(house, "few", 3)
     assert x_of(house, "few") == pytest.approx(2.0 + 2**-0.5, abs=1e-5)

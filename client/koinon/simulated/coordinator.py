@@ -317,7 +317,7 @@ class House:
         links = convert.links_to(self.machine.links)
         ask = pb.Ask(
             run=self.machine.id, round=r.terms.round, terms=r.terms.encoded, links=links,
-            elapsed=r.elapsed(self.world.now),
+            elapsed=r.elapsed(self.world.now, client),
         )  # fmt: skip
         for target, digest in ((ask.model, r.terms.model), (ask.down, r.terms.down)):
             if digest:
@@ -387,7 +387,8 @@ class House:
         total = aggregate(self.strategy, self.layout, agreed, self.secrets.sums(r), w)
         if r.buffered:
             first = r.accepted[0]
-            total = aged(self.strategy, total, r.age(first), w, self._base(r, first))
+            version, known = r.taken[first].version, self.machine.tuning
+            total = aged(self.strategy, total, r.terms, version, w, self._base(r, first), known)
         if r.terms.kind == "evaluate":
             return judge(total)
         return step(

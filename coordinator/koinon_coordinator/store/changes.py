@@ -156,6 +156,9 @@ class Change:
     scrub: Scrub = Scrub()
     payloads: list[PayloadRow] = field(default_factory=list)
     sealed: list[bytes] = field(default_factory=list)
+    dismissed: dict[tuple[int, str], str] = field(default_factory=dict)
+    """Whose part in which round of an asynchronous run came to nothing, and why: its device may have other work by
+    now."""
     opened: list[int] = field(default_factory=list)
     """Secure rounds that are over: what was said in their sessions goes."""
 
@@ -391,6 +394,12 @@ def _write_rounds(tx: Connection, run: str, change: Change) -> None:
     others = [row for row in people.values() if "answered_at" not in row]
     _upsert(tx, models.Participant, heard, key, ("status", "reason", "answered_at"))
     _upsert(tx, models.Participant, others, key, ("status", "reason"))
+    if change.dismissed:
+        p = rows_of(models.Participant).c
+        mine = (p.run == run) & (p.round == bindparam("_round")) & (p.client == bindparam("_client"))
+        statement = update(rows_of(models.Participant)).where(mine & (p.status == "asked"))
+        told = [{"_round": n, "_client": c, "reason": why} for (n, c), why in change.dismissed.items()]
+        tx.execute(statement.values(status="left", reason=bindparam("reason")), told)
 
 
 def participants(r: Round) -> Iterable[tuple[int, str, str, str]]:

@@ -306,13 +306,20 @@ class _Rounds:
         for client in sorted(r.update.heard.keys() - there):
             yield "the round heard its update, and there is none", client
 
+    def _in_session(self, number: int) -> frozenset[str]:
+        """The devices in the session of the run's open round that were given their work by this one."""
+        now = rebuild(queries.events(self.tx, self.row.id, self.row.number))
+        if now is None or now.over:
+            return frozenset()
+        return frozenset(client for client in now.cohort if now.round_of(client) == number)
+
     def _left_over(self, r: Round) -> Iterator[tuple[str, str]]:
         """What goes with the end of a secure round, in the same transaction."""
         u, p, number = models.Update, models.Payload, r.terms.round
         masked = select(u.client).where(u.run == self.row.id, u.round == number, u.kept)
         for client in self.tx.execute(masked.order_by(u.client)).scalars():
-            if r.buffered and client in r.update.awaited:
-                continue  # it went on, and may be in a later round's session
+            if r.buffered and client in self._in_session(number):
+                continue  # it went on, and is in a later round's session
             yield "its masked update is kept, and the round is over", client
         said = select(p.client).where(p.run == self.row.id, p.round == number).distinct()
         for client in self.tx.execute(said.order_by(p.client)).scalars():

@@ -173,8 +173,13 @@ def heads(tx: Connection, run: str, round_: int | None = None) -> dict[str, Head
 
 
 def evaluators(tx: Connection, run: str, every: int, kind: str = "train") -> int:
-    """How many evaluated in the last round that was summed of those that evaluate: every `every`th of those that train,
-    or those of another kind."""
+    """How many evaluated in the last round that was summed of those that evaluate: every `every`th of those that train
+    (0: whichever had any), or those of another kind."""
+    if not every:
+        m = rows_of(models.Metric).c
+        any_of_them = (m.run == run) & (m.name == EVALUATED) & (m.value > 0)
+        found = tx.execute(select(m.value).where(any_of_them).order_by(m.round.desc()).limit(1)).scalar()
+        return int(found or 0)
     r = rows_of(models.Round).c
     due = (r.number - 1) % every == 0 if kind == "train" else r.number > 0
     mine = (r.run == run) & (r.stage == "closed") & (r.kind == kind) & due

@@ -18,7 +18,7 @@ waits, and says so. While a buffer is summed nothing happens to its devices: who
 from dataclasses import replace
 from typing import Literal
 
-from koinon_core.round.effects import Ask, Cancel, Receipt
+from koinon_core.round.effects import Ask, Cancel, Effect, Receipt
 from koinon_core.round.ending import dismiss
 from koinon_core.round.events import Carried, Heard, Opened
 from koinon_core.round.state import Collection, Effects, Round
@@ -35,6 +35,7 @@ __all__ = [
     "outdated",
     "overdue",
     "settled",
+    "spent",
     "stuck",
     "taken_up",
 ]
@@ -61,10 +62,16 @@ def carried(r: Round, event: Carried) -> tuple[Round, Effects]:
 
 
 def give(r: Round, event: Heard) -> tuple[Round, Effects]:
-    """A device is free, or has lost what it was given: it gets this round's work, unless it had its part in it."""
+    """A device is free, or has lost what it was given: it gets this round's work, unless it had its part in it. Who has
+    lost this very round's has no more time for it than before."""
     if not r.gives(event.client):
         return r, ()
-    return _at_work(r, Taken.of(event.client, r.terms, event.at)), (Ask(event.client, _collects(r.terms)),)
+    if spent(r, event.client, event.at):
+        return late(r, event.client)
+    work = Taken.of(event.client, r.terms, event.at)
+    if r.round_of(event.client) == work.round and event.client in r.taken:
+        work = replace(work, since=r.taken[event.client].since)
+    return _at_work(r, work), (Ask(event.client, _collects(r.terms)),)
 
 
 def _at_work(r: Round, *work: Taken) -> Round:
@@ -101,15 +108,26 @@ def stuck(r: Round) -> bool:
 
 def overdue(r: Round, at: float) -> tuple[Round, Effects]:
     """Time passed: who had its time leaves, and a round that had its own asks for no more than its quorum."""
-    told: list[Receipt] = []
-    reason = f"it had {r.terms.deadline:g} s for its work, and did not answer"
+    told: list[Effect] = []
     for client in sorted(r.working):
         if r.taken[client].since + r.terms.deadline <= at:
-            told.append(Receipt(client, r.round_of(client), "NOT_COUNTED", reason))
-            r = left(r, client, reason)
+            r, effects = late(r, client)
+            told += effects
     if r.update.deadline is not None and r.update.deadline <= at:
         r = replace(r, goal=min(r.goal, r.terms.quorum), update=replace(r.update, deadline=None))
     return r, tuple(told)
+
+
+def spent(r: Round, client: str, at: float) -> bool:
+    """Whether a device was given this round's work and has had its time for it."""
+    work = r.taken.get(client)
+    return work is not None and work.round == r.terms.round and work.since + r.terms.deadline <= at
+
+
+def late(r: Round, client: str) -> tuple[Round, Effects]:
+    """A device had its time."""
+    reason = f"it had {r.terms.deadline:g} s for its work, and did not answer"
+    return left(r, client, reason), (Receipt(client, r.round_of(client), "NOT_COUNTED", reason),)
 
 
 def outdated(r: Round) -> tuple[Round, Effects]:

@@ -18,10 +18,13 @@ from dataclasses import replace
 from koinon_core.round import buffered, masked
 from koinon_core.round.effects import Effect, Receipt
 from koinon_core.round.ending import abandon, refuse
-from koinon_core.round.events import Carried, Heard, Left, Voiced
+from koinon_core.round.events import Carried, Heard, Left, Unfoldable, Voiced
 from koinon_core.round.state import Collection, Effects, Masking, Round
 
-__all__ = ["carried", "give", "left", "ready", "tick"]
+__all__ = ["OVERFLOWED", "carried", "give", "left", "ready", "tick", "unfoldable"]
+
+OVERFLOWED = "overflowed:"
+"""Begins the sentence about a sum that is larger than the round was sized for (koinon_core.secure.total)."""
 
 
 def carried(r: Round, event: Carried) -> tuple[Round, Effects]:
@@ -81,6 +84,21 @@ def tick(r: Round, at: float) -> tuple[Round, Effects]:
     return r, tuple(told)
 
 
+def unfoldable(r: Round, event: Unfoldable) -> tuple[Round, Effects]:
+    """The sum of the session came to nothing. Where it was too large for what its devices were given, so are those of
+    all others who were; where what was said is lost, whoever had said something has nothing to go on with."""
+    number = min((r.round_of(client) for client in r.cohort), default=0)
+    tight = [c for c in _members(r, number) if OVERFLOWED in event.reason]
+    told: list[Effect] = []
+    for client in sorted({*tight, *(r.ready if event.forgotten else ())}):
+        told.append(
+            Receipt(client, r.round_of(client), "NOT_COUNTED", f"round {r.terms.round} {event.reason}")
+        )
+        r = buffered.left(r, client, event.reason)
+    r, effects = abandon(r, event.at, event.reason, carries=True)
+    return r, (*told, *effects)
+
+
 def settle(r: Round, at: float) -> tuple[Round, Effects]:
     """Begin a session as soon as there is a cohort, and send away those who can be in none."""
     r, told = _disband(r)
@@ -126,6 +144,12 @@ def _disband(r: Round) -> tuple[Round, Effects]:
 def _rounds(r: Round) -> list[int]:
     """The rounds whose work somebody outside of the session has."""
     return sorted({r.round_of(client) for client in (*r.ready, *r.working)})
+
+
+def _members(r: Round, number: int) -> list[str]:
+    """Who has the work of a round, outside of the session."""
+    done, working = _of(r, number)
+    return [*done, *working]
 
 
 def _of(r: Round, number: int) -> tuple[list[str], list[str]]:

@@ -86,8 +86,8 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class Unfoldable:
-    """The sum or the strategy's step made no model. `forgotten` says that what devices had said is lost: then nobody
-    goes on with what a buffered round gave."""
+    """The sum or the strategy's step made no model. `forgotten` says that what devices had said is lost: then of a
+    buffered round those go on alone who had said nothing yet."""
 
     at: float
     reason: str

@@ -84,11 +84,11 @@ def step(round_: Round | None, event: Event) -> tuple[Round, Effects]:
         case Folded():
             return _folded(round_, event)
         case Unfoldable():
-            return (
-                (round_, ())
-                if round_.over
-                else abandon(round_, event.at, event.reason, carries=round_.buffered and not event.forgotten)
-            )
+            if round_.over:
+                return round_, ()
+            if round_.buffered and round_.secure:
+                return cohorts.unfoldable(round_, event)
+            return abandon(round_, event.at, event.reason, carries=round_.buffered)
         case TakenUp(away=away):
             return _taken_up(round_, away), ()
         case Cancelled():

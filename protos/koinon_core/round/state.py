@@ -184,11 +184,11 @@ class Round:
             return self.masking.now
         return {"joined": self.joined, "update": self.update}.get(self.stage)
 
-    def elapsed(self, now: float) -> float:
+    def elapsed(self, now: float, client: str = "") -> float:
         """Seconds of the deadline for a device's work that are over. Where keys are exchanged before the training it
         has not begun while they are. In a buffered round everybody has it from when they are given their work."""
         if self.buffered:
-            return 0.0
+            return max(0.0, now - self.taken[client].since) if client in self.taken else 0.0
         waiting = self.collecting
         if self.stage == "joined" or waiting is None or waiting.deadline is None:
             return 0.0
@@ -234,7 +234,12 @@ class Round:
             if self.secure:
                 done = len(self.ready)
                 waits = f"{done} {'device has' if done == 1 else 'devices have'} one"
-                return f"round {number} waits for {self.goal} updates of one model: {waits}, and {working}"
+                behind = (
+                    " (a sum without the last of them would leave too few behind)"
+                    if done >= self.goal
+                    else ""
+                )
+                return f"round {number} waits for {self.goal} updates of one model: {waits}, and {working}{behind}"
             return f"round {number} waits for updates: {heard} of {self.goal} are in, and {working}"
         if self.stage == "update":
             names = sorted(self.update.awaited)

@@ -91,10 +91,12 @@ class Resigned:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The answer to `Open`."""
+    """The answer to `Open`. `forgotten` are devices that have done what they go on with, and of which it is not known
+    any more what they said."""
 
     at: float
     incarnation: str
+    forgotten: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

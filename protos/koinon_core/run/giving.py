@@ -52,13 +52,15 @@ def _still_works(run: Run, client: str, at: float) -> bool:
     return run.devices[client].engaged == work.round and work.since + r.terms.deadline > at
 
 
-def at_work(run: Run) -> tuple[tuple[Taken, ...], tuple[tuple[str, str], ...]]:
+def at_work(
+    run: Run, forgotten: frozenset[str] = frozenset()
+) -> tuple[tuple[Taken, ...], tuple[tuple[str, str], ...]]:
     """What devices go on with that the last round, a buffered one, had not summed; and those of them who have done it,
-    with the digests of their keys."""
+    with the digests of their keys. Whose are `forgotten` says them again."""
     r = run.round
     if r is None or not r.buffered:
         return (), ()
-    ready = tuple((c, digest) for c, digest in r.ready.items() if c in r.update.awaited)
+    ready = tuple((c, digest) for c, digest in r.ready.items() if c in r.update.awaited - forgotten)
     return tuple(r.taken[c] for c in sorted(r.update.awaited)), ready
 
 
@@ -69,6 +71,11 @@ def filled(moved: Moved, at: float) -> Moved:
         return moved
     room = r.terms.concurrency - len(r.busy)
     free = [c for c in run.devices if eligible(run, c) and c not in r.busy and r.gives(c)] if room > 0 else []
+    for client in [c for c in free if buffered.spent(r, c, at)]:
+        free.remove(client)
+        moved = moved.then(feed(moved.run, events.Heard(at, client, "joined")))  # it hears that it is late
+    if moved.run.round is not r:
+        return filled(moved, at)
     free = sorted(free, key=lambda c: rank(run.spec.seed, r.terms.round, c))[:room]
     free = _hidden(run, r, free, at)
     for client in free:

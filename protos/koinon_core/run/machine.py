@@ -84,7 +84,7 @@ def step(run: Run, fact: Fact) -> Moved:
                 return Moved(run)
             event = events.Folded(fact.at, fact.model, fact.state, fact.sum)
             # Where only some rounds evaluate, those who did in the last of them will again.
-            due = run.spec.evaluates_in(run.number) or (run.spec.buffer and fact.evaluated)
+            due = run.spec.evaluates_in(run.number) if not run.spec.buffer else fact.evaluated > 0
             evaluators = fact.evaluated if due else run.evaluators
             run = replace(
                 run, model=fact.model, down=fact.down, weights=fact.weights, evaluators=evaluators,

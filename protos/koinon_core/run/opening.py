@@ -34,7 +34,7 @@ def opening(run: Run, fact: Opening) -> Moved:
         goal = min(most, run.evaluating)
         quorum = spec.quorum if spec.aggregation == "secure" else 1
     terms = _terms(run, fact.incarnation, run.kind, goal, quorum)
-    working, done = at_work(run)
+    working, done = at_work(run, fact.forgotten)
     going_on, no_more = (working, ()) if terms.buffered else ((), dismissed(run))
     leases = {w.client: run.leases[w.client] for w in going_on if w.client in run.leases}
     run = replace(run, number=terms.round, round=None, leases=leases, returning=0)

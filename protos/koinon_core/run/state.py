@@ -109,8 +109,25 @@ class Run:
             # A buffer never ends by itself while nobody is given work.
             paused = paused if self.round.buffered else ""
             misfits = gather.misfits(self) if self.round.stage == "joined" or self.round.buffered else ""
-            return "; ".join(filter(None, (paused, self.round.waiting_for, misfits, self._older)))
+            return "; ".join(
+                filter(None, (paused, self.round.waiting_for, self._alone, misfits, self._older))
+            )
         return paused
+
+    @property
+    def _alone(self) -> str:
+        """Of devices that are free, and given no work because a sum of so few would show them."""
+        r = self.round
+        if r is None or not (r.buffered and r.secure and r.gathers) or self.status != "running":
+            return ""
+        free = [
+            c for c, s in self.devices.items() if s.ready and not s.misfit and c not in r.busy and r.gives(c)
+        ]
+        if not free or len(r.busy) >= r.terms.concurrency:
+            return ""
+        return (
+            f"{len(free)} that are free wait for others: work is given to {r.terms.quorum} or more together"
+        )
 
     @property
     def evaluating(self) -> int:

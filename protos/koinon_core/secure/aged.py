@@ -6,11 +6,13 @@ for single updates (koinon_core.strategy.closing), taken once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from koinon_core.canonical import digest_of
+from koinon_core.round.terms import Terms
+from koinon_core.secure.sizing import Tuning
 from koinon_core.strategy.buffered import age_factor
 from koinon_core.strategy.closing import Aggregate
 from koinon_core.strategy.protocol import Strategy
@@ -23,13 +25,16 @@ __all__ = ["Aged", "aged"]
 @dataclass(frozen=True, slots=True)
 class Aged:
     """An aggregate (koinon_core.strategy.closing) of updates that are `age` models old: `share` is what of it counts,
-    and with `base`, the model that its devices had, what comes of it is moved by how far that is from the newest."""
+    and with `base`, the model that its devices had, what comes of it is moved by how far that is from the newest.
+    `version` is the number of that model, and `known` what the next round was to be sized by before this sum."""
 
     total: Aggregate
     age: int
     share: float
     newest: Source
-    base: Source | None = None
+    base: Source | None
+    version: int
+    known: str
 
     @property
     def count(self) -> int:
@@ -56,7 +61,11 @@ class Aged:
 
     @property
     def tuning(self) -> str:
-        return self.total.tuning
+        """Of the newest model of which there was a sum: changes shrink, and rings follow them."""
+        made, known = Tuning.decode(self.total.tuning), Tuning.decode(self.known)
+        if made is None or (known is not None and known.model > self.version):
+            return self.known
+        return replace(made, model=self.version).encoded
 
     @property
     def floored(self) -> frozenset[str]:
@@ -78,7 +87,11 @@ class Aged:
         return digest_of([self.total.digest(), self.age])
 
 
-def aged(strategy: Strategy, total: Aggregate, age: int, newest: Source, base: Source | None) -> Aged:
-    """The aggregate of a sum in an asynchronous run. `base` is the model that its devices had, where the strategy joins
-    models."""
-    return Aged(total, age, age_factor(strategy, age), newest, base)
+def aged(
+    strategy: Strategy, total: Aggregate, terms: Terms, version: int, newest: Source, base: Source | None,
+    known: str = "",
+) -> Aged:  # fmt: skip
+    """The aggregate of a sum in a round with these `terms`, whose devices had the model number `version`: `base`, where
+    the strategy joins models. `known` is what the next round was to be sized by before this sum."""
+    age = terms.version - version
+    return Aged(total, age, age_factor(strategy, age), newest, base, version, known)

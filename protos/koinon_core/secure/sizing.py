@@ -36,16 +36,19 @@ _FINEST = 2.0**44  # bound over step; a ring reaches 2^45
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """What the last aggregate was: its devices, the sum of their weights, and of each rotated group the root mean
-    square of a rotated coordinate of what it decoded to, and its step where that was sized to a sum."""
+    square of a rotated coordinate of what it decoded to, and its step where that was sized to a sum. `model` is
+    the number of the one that its devices had, in an asynchronous run."""
 
     devices: int
     weight: int
     rms: Mapping[str, float]
     steps: Mapping[str, float] = field(default_factory=dict)
+    model: int = 0
 
     @property
     def encoded(self) -> str:
-        return canonical({"version": 1, **asdict(self)}).decode()
+        known = {k: v for k, v in asdict(self).items() if v or k != "model"}
+        return canonical({"version": 1, **known}).decode()
 
     @classmethod
     def decode(cls, text: str) -> "Tuning | None":
