@@ -1,13 +1,17 @@
 """`koinon-edge`: the device owner's command line."""
 
+import json
 import signal
 import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from koinon_core import __version__
 from koinon_edge.keep import Keeper
+from koinon_edge.probe import Files, survey
 
 __all__ = ["main"]
 
@@ -61,6 +65,24 @@ def keep(
         print(f"koinon-edge: {context.args[0]!r} cannot be started: {error.strerror}", file=sys.stderr)
         raise typer.Exit(1) from None
     raise typer.Exit(status if status >= 0 else 1)
+
+
+@app.command(epilog="Example: koinon-edge sensors --json")
+def sensors(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    root: Annotated[Path, typer.Option(help="Read another machine's tree of files.")] = Path("/"),
+) -> None:
+    """Print what this device can say of itself: heat, power, load, memory, battery, wear; or why it cannot."""
+    board, found, about = survey(Files(root))
+    if as_json:
+        values = {name: asdict(reading) for name, reading in found.items()}
+        print(json.dumps({"model": board, "about": about, "readings": values}, indent=2))
+        return
+    width = max(map(len, found))
+    print(board or "This device does not say what it is.")
+    for name, reading in found.items():
+        print(f"  {name:<{width}}  {reading}")
+    print(f"{about[0].upper()}{about[1:]}.")
 
 
 def main() -> None:
