@@ -193,7 +193,7 @@ def test_a_device_knows_how_long_the_round_waits(keys):
 def test_what_was_over_when_it_was_asked_is_none_of_its_time(monkeypatch):
     from koinon_core.round.state import Round
 
-    monkeypatch.setattr(Round, "elapsed", lambda self, now: 12.0)
+    monkeypatch.setattr(Round, "elapsed", lambda self, now, client: 12.0)
     seen = []
 
     def client(session):

@@ -36,7 +36,7 @@ def test_where_rounds_are_drawn_no_law_is_broken_either(rule: str) -> None:
 
 
 def test_where_only_sums_are_seen_and_nobody_is_waited_for_no_law_is_broken_either() -> None:
-    assert sum(run_world(seed, rule="cohorts").laws.rounds_seen for seed in range(10)) > 60
+    assert sum(run_world(seed, rule="cohorts").laws.rounds_seen for seed in range(6)) > 40
 
 
 @pytest.mark.parametrize("seed", [0, 3, 12])
