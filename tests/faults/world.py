@@ -183,19 +183,24 @@ class World:
         )  # fmt: skip
         return n
 
+    def _ages(self) -> koinon.Strategy:
+        """What an update counts in an asynchronous world: a device's power of two whole; as its age lets it; or its
+        model, mixed with the newest."""
+        kind = self.dice.choice(["whole", "aged", "mixed"])
+        self.exponent, self.mixes = float(kind == "aged"), kind == "mixed"
+        if kind == "aged":
+            return koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=1.0))
+        return (
+            koinon.FedAsync(alpha=0.5, rule="constant") if kind == "mixed" else koinon.FedBuff(exponent=0.0)
+        )
+
     def _make_cohorts(self, rounds: int) -> int:
         """The same weather over a run that sees only sums, of devices that nobody waits for; returns how many there
         are."""
         self._make_secure(rounds)
         dice, spec, self.liars = self.dice, self.run.spec, {}
         n, buffer = dice.choice([4, 6, 6, 7, 8]), dice.choice([3, 3, 4])
-        kind = dice.choice(["whole", "aged", "mixed"])
-        self.exponent, self.mixes = float(kind == "aged"), kind == "mixed"
-        strategy: koinon.Strategy = koinon.FedBuff(exponent=0.0)
-        if kind == "aged":
-            strategy = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=1.0))
-        if kind == "mixed":
-            strategy = koinon.FedAsync(alpha=0.5, rule="constant")
+        strategy = self._ages()
         self.pauses = dice.choice([0.0, 0.0, 0.02])
         self.mix = replace(self.mix, lie=0.0, slow=dice.choice([self.mix.slow, 3.0]))
         self.run = koinon.Run(
@@ -211,14 +216,7 @@ class World:
         """The same weather over a run whose rounds wait for nobody in particular."""
         dice, spec = self.dice, self.run.spec
         buffer = dice.randint(1, min(3, n))
-        # A device's power of two whole; as its age lets it count; or its model, mixed with the newest.
-        kind = dice.choice(["whole", "aged", "mixed"])
-        self.exponent, self.mixes = float(kind == "aged"), kind == "mixed"
-        strategy: koinon.Strategy = koinon.FedBuff(exponent=0.0)
-        if kind == "aged":
-            strategy = koinon.chain(koinon.FedAvg(), koinon.Staleness(exponent=1.0))
-        if kind == "mixed":
-            strategy = koinon.FedAsync(alpha=0.5, rule="constant")
+        strategy = self._ages()
         self.pauses = dice.choice([0.0, 0.0, 0.02])
         # Where turns take their time, more happens in each; and work that is longer than it may be is late.
         self.mix = replace(self.mix, slow=dice.choice([self.mix.slow, 3.0]))

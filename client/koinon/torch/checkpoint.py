@@ -30,7 +30,7 @@ def read_checkpoint(path: Path) -> dict[str, Array]:
             one = all_of_them[0]
             raise UsageError(
                 f"{path} holds state_dicts as {', '.join(all_of_them[:5])}, and nothing says which one is meant; save "
-                f"that alone: torch.save(torch.load(path)[{one!r}], other)"
+                f"that alone: torch.save(torch.load(path, weights_only=True)[{one!r}], other)"
             )
     if not _is_state(found):
         raise UsageError(
