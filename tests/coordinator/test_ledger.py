@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from koinon import FedAvgM
-from koinon_coordinator.book import Item
+from koinon_coordinator.book import Book, Item
+from koinon_coordinator.retention import Kept
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.store import Store, Superseded
 from koinon_core import failpoints
@@ -298,3 +299,15 @@ def test_who_answers_as_the_run_is_cancelled_hears_that_it_does_not_count(lab, w
     assert [
         (one.client, pb.AttendResponse.FromString(one.message).messages[0].receipt.verdict) for one in said
     ] == [("c1", pb.VERDICT_NOT_COUNTED)]
+
+
+def test_a_book_knows_of_whom_it_does_not_know_what_they_said(lab):
+    """Devices that wait for a session say it again, where a coordinator took the run up between two rounds."""
+    told(lab, runs.Offered(0.0, "a"))
+    run = lab.ledger.run
+    waiting = replace(run, round=replace(run.round, ready={"a": "d1", "b": "d2"}))
+    book = Book(
+        waiting, lab.ledger.version, Kept(), said={("keys", "a"): b"keys", ("shares", "b"): b"shares"}
+    )
+    assert book.forgotten == {"b"}
+    assert Book(replace(run, round=None), lab.ledger.version, Kept()).forgotten == frozenset()

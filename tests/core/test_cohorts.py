@@ -364,6 +364,25 @@ def test_a_device_that_is_killed_over_and_over_holds_nobody_up_for_longer_than_i
     assert world.now == 30.0
 
 
+def test_who_is_given_the_same_again_hears_how_much_of_its_time_is_over():
+    world = World(deadline=30.0)
+    world.offer(*"abcd")
+    world.now = 12.0
+    world.offer("d")
+    assert world.run.round.elapsed(world.now, "d") == 12.0
+    assert world.run.round.elapsed(world.now, "nobody") == 0.0
+
+
+def test_a_late_sum_says_nothing_of_how_many_would_evaluate():
+    world = World()
+    world.run = replace(world.run, evaluators=4)
+    world.offer(*"abc")
+    world.ready(*"abc")
+    world.session()
+    assert world.sums
+    assert world.run.evaluators == 4
+
+
 def test_the_operator_reads_who_waits_for_whom():
     world = World()
     world.offer("a", "b")

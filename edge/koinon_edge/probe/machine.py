@@ -1,6 +1,7 @@
 """What the machine is, and how busy: its model, memory, processors and graphics processor, battery, disk."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from koinon_edge.probe.files import Files, Unreadable
@@ -41,7 +42,7 @@ def memory_available(files: Files) -> Reading:
         for line in files.text(path).splitlines():
             name, _, rest = line.partition(":")
             if name == "MemAvailable":
-                return Reading(int(rest.split()[0]) / 1000 * 1.024, "MB", str(path))
+                return Reading(int(rest.split()[0]) * 1024 / 1e6, "MB", str(path))
     except Unreadable as error:
         return Reading.failed("MB", error)
     except (ValueError, IndexError):
@@ -77,12 +78,14 @@ def _crowd(files: Files) -> Reading:
     return Reading(min(100.0, max(0.0, 100.0 * waiting / (waiting + (os.cpu_count() or 1)))), "%", str(path))
 
 
+@dataclass(frozen=True, slots=True)
 class Battery:
     """`level` in percent, and whether the device is on mains (None: nothing says so). A device without a battery, and
     with nothing that says how it is fed, is on mains: it could not run otherwise."""
 
-    def __init__(self, level: Reading, mains: bool | None, present: bool):
-        self.level, self.mains, self.present = level, mains, present
+    level: Reading
+    mains: bool | None
+    present: bool
 
 
 def battery(files: Files) -> Battery:

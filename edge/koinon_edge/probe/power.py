@@ -40,7 +40,7 @@ def rails(files: Files) -> dict[str, Reading]:
             for number in (1, 2, 3):  # 4 to 7 are shunt voltages and sums
                 _rail(files, folder, number, found)
         elif chip == "ina238":
-            found["VIN"] = _scaled(files, folder / "power1_input", 1e-6)
+            found["VIN"] = _scaled(files, folder / "power1_input", 1e-6, _WATTS)
     return found
 
 
@@ -51,8 +51,8 @@ def _rail(files: Files, folder: Path, number: int, found: dict[str, Reading]) ->
         return
     if not label or "NC" in label.replace("-", "_").split("_"):
         return
-    volts = _scaled(files, folder / f"in{number}_input", 1e-3)
-    amperes = _scaled(files, folder / f"curr{number}_input", 1e-3)
+    volts = _scaled(files, folder / f"in{number}_input", 1e-3, "V")
+    amperes = _scaled(files, folder / f"curr{number}_input", 1e-3, "A")
     for part in (volts, amperes):
         if part.value is None:
             found[label] = Reading(None, _WATTS, part.source, part.why)
@@ -61,11 +61,11 @@ def _rail(files: Files, folder: Path, number: int, found: dict[str, Reading]) ->
     found[label] = Reading(watts, _WATTS, f"{folder} {label}")
 
 
-def _scaled(files: Files, path: Path, by: float) -> Reading:
+def _scaled(files: Files, path: Path, by: float, unit: str) -> Reading:
     try:
-        return Reading(files.number(path) * by, _WATTS, str(path))
+        return Reading(files.number(path) * by, unit, str(path))
     except Unreadable as error:
-        return Reading.failed(_WATTS, error)
+        return Reading.failed(unit, error)
 
 
 def draw(found: dict[str, Reading]) -> Draw:

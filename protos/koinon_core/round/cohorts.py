@@ -18,13 +18,10 @@ from dataclasses import replace
 from koinon_core.round import buffered, masked
 from koinon_core.round.effects import Effect, Receipt
 from koinon_core.round.ending import abandon, refuse
-from koinon_core.round.events import Carried, Heard, Left, Unfoldable, Voiced
+from koinon_core.round.events import OVERFLOWED, Carried, Heard, Left, Unfoldable, Voiced
 from koinon_core.round.state import Collection, Effects, Masking, Round
 
-__all__ = ["OVERFLOWED", "carried", "give", "left", "ready", "tick", "unfoldable"]
-
-OVERFLOWED = "overflowed:"
-"""Begins the sentence about a sum that is larger than the round was sized for (koinon_core.secure.total)."""
+__all__ = ["carried", "give", "left", "ready", "tick", "unfoldable"]
 
 
 def carried(r: Round, event: Carried) -> tuple[Round, Effects]:
@@ -88,7 +85,7 @@ def unfoldable(r: Round, event: Unfoldable) -> tuple[Round, Effects]:
     """The sum of the session came to nothing. Where it was too large for what its devices were given, so are those of
     all others who were; where what was said is lost, whoever had said something has nothing to go on with."""
     number = min((r.round_of(client) for client in r.cohort), default=0)
-    tight = [c for c in _members(r, number) if OVERFLOWED in event.reason]
+    tight = _members(r, number) if OVERFLOWED in event.reason else []
     told: list[Effect] = []
     for client in sorted({*tight, *(r.ready if event.forgotten else ())}):
         told.append(

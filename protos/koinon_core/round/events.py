@@ -11,9 +11,13 @@ from koinon_core.round.taken import Taken
 from koinon_core.round.terms import Terms
 
 __all__ = [
-    "Cancelled", "Carried", "Event", "Folded", "Heard", "Left", "Opened", "Spoiled", "TakenUp", "Tick", "Unfoldable",
-    "Voiced", "dump", "load",
+    "OVERFLOWED", "Cancelled", "Carried", "Event", "Folded", "Heard", "Left", "Opened", "Spoiled", "TakenUp", "Tick",
+    "Unfoldable", "Voiced", "dump", "load",
 ]  # fmt: skip
+
+
+OVERFLOWED = "overflowed:"
+"""Begins the sentence about a secure sum that is larger than its round was sized for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from functools import cached_property
 from koinon_core.canonical import canonical
 from koinon_core.errors import BadBlob
 from koinon_core.ring import Sum
+from koinon_core.round.events import OVERFLOWED
 from koinon_core.round.terms import Terms
 from koinon_core.secure.agreement import Agreement
 from koinon_core.secure.scratch import MemoryScratch, Scratches
@@ -138,7 +139,7 @@ def _believed(read: Sequence[Total], needed: int, rules: Sequence[Robust], unrea
         )
     if len(read) - len(sound) > _stands(rules, len(read)):
         raise BadBlob(
-            f"overflowed: the sums of {len(read) - len(sound)} of {len(read)} groups are larger than the round was "
+            f"{OVERFLOWED} the sums of {len(read) - len(sound)} of {len(read)} groups are larger than the round was "
             "sized for; the next round is wide again"
         )
     return list(read)

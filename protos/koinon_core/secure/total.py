@@ -17,6 +17,7 @@ from koinon_core.errors import BadBlob
 from koinon_core.ring import Group, Seeds, Sum, Write, decode
 from koinon_core.ring.config import Section
 from koinon_core.ring.lanes import centred
+from koinon_core.round.events import OVERFLOWED
 from koinon_core.round.terms import Terms
 from koinon_core.schema import TILE
 from koinon_core.secure import numbers
@@ -119,7 +120,7 @@ class Total:
         self.overflow = report.overflow
         if report.overflow and not wrapped:
             raise BadBlob(
-                f"overflowed: the sum of {', '.join(map(repr, report.overflow))} is larger than the round was sized "
+                f"{OVERFLOWED} the sum of {', '.join(map(repr, report.overflow))} is larger than the round was sized "
                 "for; the next round is wide again"
             )
         self.count, self.weight = report.devices, float(report.weight)
