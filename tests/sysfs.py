@@ -48,6 +48,24 @@ class Tree:
             })  # fmt: skip
         self.write({f"{folder}/in7_label": "sum of shunt voltages", f"{folder}/in7_input": 99999})
 
+    def routes(self, *interfaces: str, state: str = "up") -> None:
+        """Default routes over these interfaces, the first of which is preferred; each of them is `state`."""
+        table = ["Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT"]
+        for metric, name in reversed(list(enumerate(interfaces, start=100))):
+            table.append(f"{name}\t00000000\t0102A8C0\t0003\t0\t0\t{metric}\t00000000\t0\t0\t0")
+            table.append(f"{name}\t0002A8C0\t00000000\t0001\t0\t0\t{metric}\t00FFFFFF\t0\t0\t0")
+            self.write({f"sys/class/net/{name}/operstate": state})
+        self.write({"proc/net/route": "\n".join(table), "proc/net/ipv6_route": ""})
+
+    def power_mode(self, number: int) -> None:
+        """Of an Orin Nano's modes 0: 15W, 1: 25W, 2: MAXN_SUPER."""
+        names = ("15W", "25W", "MAXN_SUPER")
+        modes = (f"< POWER_MODEL ID={i} NAME={name} >\nGPU MAX_FREQ -1\n" for i, name in enumerate(names))
+        self.write({
+            "var/lib/nvpmodel/status": f"pmode:{number:04} fmode:fanNull",
+            "etc/nvpmodel.conf": "".join(modes) + "< PM_CONFIG DEFAULT=1 >",
+        })  # fmt: skip
+
     # -- machines -----------------------------------------------------------------------------------------------
 
     def orin_nano(self) -> "Tree":

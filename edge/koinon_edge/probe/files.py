@@ -15,6 +15,7 @@ __all__ = ["Files", "Unreadable", "Why"]
 
 Why = Literal["absent", "denied", "offline", "late", "odd"]
 _MOST = 64 * 1024  # bytes: no file that is read here is longer
+_PAGE = 2048  # bytes: what is shorter came whole
 
 
 class Unreadable(Exception):
@@ -65,7 +66,11 @@ def _bytes_of(path: Path) -> bytes:
     # Not open(path).read(): Python's buffered reader has no answer to EAGAIN but a TypeError.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return os.read(file, _MOST)
+        found = os.read(file, _MOST)
+        # Of a table in /proc one read gives a page at most; a sensor's file ends with its first.
+        while len(found) >= _PAGE and len(found) < _MOST and (more := os.read(file, _MOST - len(found))):
+            found += more
+        return found
     finally:
         os.close(file)
 

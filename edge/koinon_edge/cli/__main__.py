@@ -1,0 +1,3 @@
+from koinon_edge.cli import main
+
+main()

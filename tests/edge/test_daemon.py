@@ -1,0 +1,225 @@
+"""The daemon with a real coordinator, a real worker and a real program of its owner's."""
+
+import time
+
+import numpy as np
+import pytest
+
+import koinon
+from daemons import Daemon, family
+from koinon.operator import Operator
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def created(coordinator, size=5, **settings):
+    given = {
+        "rounds": 2, "min_clients": 1, "clients": 1, "aggregation": "open", "codec": "raw", "evaluate": False,
+        "deadline": 60, **settings,
+    }  # fmt: skip
+    given.setdefault("strategy", koinon.FedAvg())
+    run = koinon.Run("toy", model={"x": np.zeros(size)}, **given)
+    return run, run.create(coordinator.address)
+
+
+@pytest.fixture
+def daemons(tmp_path, coordinator):
+    made = []
+
+    def make(name="dev", **settings):
+        made.append(Daemon(tmp_path, name, settings.pop("address", coordinator.address), **settings))
+        return made[-1].start()
+
+    yield make
+    for daemon in made:
+        daemon.close()
+
+
+DESCEND = """
+import numpy as np
+import koinon_child as koinon
+
+model = {{"x": np.zeros(5)}}
+with koinon.join() as session:
+    for task in session.tasks(model, evaluate=lambda m: {{"loss": float(abs(m["x"]).sum()), "examples": 7}}):
+        for _ in range(3 * task.epochs):
+            task.descend({{"x": model["x"] - {target}}}, lr=0.1)
+        if task.kind == "train":
+            task.submit(examples={examples}, metrics={{"moved": 1.0}})
+"""
+
+
+def descend(session, target, examples):
+    """The same as the script."""
+    model = {"x": np.zeros(5)}
+    for task in session.tasks(model, evaluate=lambda m: {"loss": float(abs(m["x"]).sum()), "examples": 7}):
+        for _ in range(3 * task.epochs):
+            task.descend({"x": model["x"] - target}, lr=0.1)
+        if task.kind == "train":
+            task.submit(examples=examples, metrics={"moved": 1.0})
+
+
+# -- work -----------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_daemon_is_asked_trains_and_hands_in(coordinator, daemons):
+    daemon = daemons()
+    daemon.wait(lambda life: life["state"] == "ELIGIBLE")
+    _, handle = created(coordinator)
+    handle.wait()
+    assert handle.model()["x"] == pytest.approx([2.0] * 5)
+    daemon.wait(lambda life: life["state"] in ("DONE", "IDLE"))
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.said()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [koinon.chain(koinon.Scaffold(), koinon.Prox(mu=0.5)), koinon.Ditto(lam=0.3)],
+    ids=["scaffold and prox", "ditto"],
+)
+def test_a_strategy_steers_the_program_as_it_steers_the_sdk(strategy, coordinator, daemons):
+    run, handle = created(
+        coordinator, strategy=strategy, clients=2, min_clients=2, population=2, evaluate=True, max_examples=64
+    )
+    made = {"a": (1.0, 10), "b": (3.0, 20)}
+    for name, (target, examples) in made.items():
+        daemons(name, script=DESCEND.format(target=target, examples=examples))
+    handle.wait()
+    simulated = koinon.simulate(
+        run, lambda session: descend(session, *made[session.client]), clients=list(made)
+    )
+    assert handle.model() == simulated.model
+    # That a program evaluates is known once it was there: the model of the first round was not.
+    seen = [dict(r.metrics)["eval.loss"] for r in handle.rounds() if "eval.loss" in r.metrics]
+    assert seen == pytest.approx([simulated.metrics[number]["eval.loss"] for number in (1, 2)])
+
+
+def test_three_daemons_are_in_a_sum_that_nobody_sees_into(coordinator, daemons):
+    _, handle = created(coordinator, clients=3, min_clients=3, aggregation="secure", codec="exact")
+    made = [daemons(name, step=step) for name, step in (("a", 1.0), ("b", 2.0), ("c", 6.0))]
+    handle.wait()
+    assert handle.model()["x"] == pytest.approx([6.0] * 5, abs=1e-5)
+    assert all("Traceback" not in daemon.said() for daemon in made)
+
+
+# -- programs that go wrong -----------------------------------------------------------------------------------
+
+
+def incidents(handle):
+    with Operator(handle.address, insecure=True) as operator:
+        return list(operator.get(handle.id).incidents)
+
+
+def ended(handle):
+    """What the run made of its only device's work."""
+    until = time.monotonic() + 30
+    while not (found := [i for i in incidents(handle) if i.message]):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found[0]
+
+
+OUT_OF_MEMORY = """
+import os
+taken = task.micro_batch(32)
+open("taken", "a").write(f"{{taken}} ")
+if taken > {fits}: os.kill(os.getpid(), 9)
+"""
+
+
+def before(text, **values):
+    return "\n        ".join(text.format(**values).strip().splitlines())
+
+
+def test_a_program_killed_for_memory_is_started_again_with_half_as_much(coordinator, daemons):
+    daemon = daemons(before=before(OUT_OF_MEMORY, fits=16))
+    _, handle = created(coordinator, rounds=1)
+    handle.wait()
+    assert handle.model()["x"] == pytest.approx([1.0] * 5)
+    assert (daemon.folder / "taken").read_text().split() == ["32", "16"]
+    assert "OOM_KILLED" in daemon.said()
+
+
+def test_one_that_is_killed_again_is_named_and_the_daemon_lives_on(coordinator, daemons):
+    daemon = daemons(before=before(OUT_OF_MEMORY, fits=0))
+    _, handle = created(coordinator, rounds=1)
+    found = ended(handle)
+    assert (found.code, "most likely for memory" in found.message) == ("OOM_KILLED", True)
+    assert (daemon.folder / "taken").read_text().split()[:2] == ["32", "16"]
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [
+        ("import time; time.sleep(600)", "STOPPED", "TIMEOUT: toy worked for more than 1 s"),
+        ("print('rubbish'); raise SystemExit(3)", "FAILED", "ended with status 3"),
+        ("import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['KOINON_SOCKET'])\n"
+         "s.sendall(b'rubbish\\n' * 3); import time; time.sleep(600)", "FAILED", "no message of Koinon's"),
+        ("import koinon_child as k, numpy as np\n"
+         "for task in k.join().tasks({'y': np.zeros(5)}): pass", "FAILED", "no tensor 'x'"),
+    ],
+    ids=["hangs", "fails", "speaks rubbish", "has another model"],
+)  # fmt: skip
+def test_a_program_that_goes_wrong_is_named_and_the_daemon_lives_on(script, code, said, coordinator, daemons):
+    daemon = daemons(script=script, task="timeout = 1\ngrace = 0.2")
+    _, handle = created(coordinator, rounds=1)
+    found = ended(handle)
+    assert said in found.message or said in daemon.said()
+    daemon.wait(lambda life: life["state"] == "ABORTED")
+    assert daemon.stop() == 0
+
+
+def test_an_error_of_the_loop_reaches_the_operator(coordinator, daemons):
+    daemons(before="raise RuntimeError('the camera is gone')")
+    _, handle = created(coordinator, rounds=1)
+    found = ended(handle)
+    assert (found.code, found.message) == ("FAILED", "RuntimeError: the camera is gone")
+
+
+# -- power ----------------------------------------------------------------------------------------------------
+
+STATES = ("CHECKED_IN", "DOWNLOADING", "TRAINING", "PACKING", "UPLOADING", "DONE")
+
+
+def test_power_may_go_in_every_state_and_no_work_is_lost_or_done_twice(coordinator, daemons):
+    """One run, whose only device loses its power once in every round, everywhere."""
+    places = [(point, state) for state in STATES for point in ("life.written", "life.named")]
+    daemon = daemons(before='open("trained", "a").write(f"{task.round} ")')
+    daemon.wait(lambda life: life["state"] == "ELIGIBLE")
+    _, handle = created(coordinator, rounds=len(places) + 1)
+    for place in places:
+        daemon.kill()
+        daemon.stand_still = place
+        daemon.start()
+        until = time.monotonic() + 20
+        while not daemon.stood.exists():
+            assert time.monotonic() < until, (place, daemon.life(), daemon.said())
+            time.sleep(0.01)
+    daemon.kill()
+    daemon.stand_still = None
+    daemon.start()
+    handle.wait()
+    assert handle.model()["x"] == pytest.approx([len(places) + 1.0] * 5)
+    assert [i.code for i in incidents(handle)] == []
+    trained = (daemon.folder / "trained").read_text().split()
+    again = len(trained) - len(set(trained))
+    assert again <= len([state for _, state in places if state in ("DOWNLOADING", "TRAINING", "PACKING")])
+    assert "Traceback" not in daemon.said()
+
+
+def test_sigterm_ends_it_soon_and_the_same_round_goes_on_after_a_start(coordinator, daemons):
+    daemon = daemons(before='import os; os.path.exists("again") or time.sleep(600)', task="grace = 1")
+    _, handle = created(coordinator, rounds=1)
+    daemon.wait(lambda life: life["state"] == "TRAINING")
+    began = time.monotonic()
+    members = family(daemon.process.pid)
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 15
+    assert len(members) == 3, "the daemon, its worker and the program"
+    (daemon.folder / "again").touch()
+    daemon.start()
+    handle.wait()
+    assert handle.model()["x"] == pytest.approx([1.0] * 5)
+    assert [i.code for i in incidents(handle)] == []
