@@ -15,7 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import koinon
 from koinon.identity.access import device_folder
+from koinon.operator import Operator
 from koinon_core import failpoints
 from koinon_edge import run
 
@@ -123,8 +127,31 @@ class Daemon:
         return self.process.wait(30)
 
     def close(self) -> None:
+        """At the end of a test: nothing of ours may have failed, whatever the owner's program did."""
+        assert "koinon_edge/" not in self.said(), self.said()
         if self.process is not None and self.process.poll() is None:
             self.kill()
+
+
+def created(coordinator: Any, size: int = 5, **settings: Any) -> tuple[koinon.Run, koinon.RunHandle]:
+    """An open run called toy, of one device and two rounds if nothing else is said."""
+    given: dict[str, Any] = {
+        "rounds": 2, "min_clients": 1, "clients": 1, "aggregation": "open", "codec": "raw", "evaluate": False,
+        "deadline": 60, **settings,
+    }  # fmt: skip
+    given.setdefault("strategy", koinon.FedAvg())
+    run = koinon.Run("toy", model={"x": np.zeros(size)}, **given)
+    return run, run.create(coordinator.address)
+
+
+def incidents(handle: koinon.RunHandle) -> list[Any]:
+    with Operator(handle.address, insecure=True) as operator:
+        return list(operator.get(handle.id).incidents)
+
+
+def before(text: str, **values: Any) -> str:
+    """Lines that the script has before it trains."""
+    return "\n        ".join(text.format(**values).strip().splitlines())
 
 
 def family(pid: int) -> list[int]:

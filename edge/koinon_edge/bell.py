@@ -125,6 +125,8 @@ class Bell:
                         if heard is not None:
                             return heard
                 raise await _end_of(call)
+        except asyncio.InvalidStateError:  # the stream was over before that could be said
+            raise await _end_of(call) from None
         except TimeoutError:
             if self._back is not None:
                 return self._back

@@ -120,6 +120,10 @@ class Daemon:
                     f"this machine refuses something that the daemon needs ({error}); it is tried again"
                 )
                 pause = self._pauses.next()
+            except Exception:
+                # A fault of ours: it is seen, and the device takes part all the same.
+                _log.exception("the daemon failed, and goes on")
+                pause = self._pauses.next()
             if pause:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
@@ -171,6 +175,7 @@ class Daemon:
                 await asyncio.wait({listening}, timeout=self.look_every)
                 if not listening.done():
                     self._pauses.over()  # it stands
+                    await asyncio.to_thread(self.watcher.rest)
                     if not (verdict := await self._look(working=False)).open:
                         return self._stand_still(verdict.reason)
             heard = listening.result()

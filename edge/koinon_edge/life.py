@@ -45,8 +45,8 @@ WORKING: tuple[State, ...] = ("CHECKED_IN", "DOWNLOADING", "TRAINING", "PACKING"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
-    """One moment of it. `task`, `run` and `round` are of the work under way or the last one, `since` is in seconds since
-    1970. `evaluates` says of each task whether its program evaluated models when it ran last."""
+    """One moment of it. `task`, `run` and `round` are of the work under way or the last one, `since` is in seconds
+    since 1970. `evaluates` says of each task whether its program evaluated models when it ran last."""
 
     state: State = "ENROLLED"
     task: str = ""

@@ -34,6 +34,9 @@ _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 class Watcher:
     """Who is told what a shift does: the daemon's meter and budget."""
 
+    def rest(self) -> None:
+        """Nothing is done now: a good moment to see what that costs. May take some seconds."""
+
     def close(self) -> None:
         """The daemon ends."""
 

@@ -1,6 +1,7 @@
 """What a round costs its device, while a shift does it: joules by phase, and bytes against the owner's budget."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from koinon_edge.shift import Watcher
 __all__ = ["Watching"]
 
 _PHASES = {"DOWNLOADING": "download", "TRAINING": "train", "PACKING": "encode", "UPLOADING": "upload"}
+_REST, _REST_EVERY = 3.0, 3600.0  # seconds: how long idling is measured, and how often
 _log = logging.getLogger("koinon.edge")
 
 
@@ -22,6 +24,7 @@ class Watching(Watcher):
     def __init__(self, sampler: Sampler, budget: Budget, clock: Callable[[], float]):
         self._sampler, self._budget, self._clock = sampler, budget, clock
         self._up = self._down = 0
+        self._rested = -math.inf
 
     def phase(self, state: str, round_: int) -> None:
         if state in _PHASES:
@@ -40,6 +43,12 @@ class Watching(Watcher):
         costs, up, down = self._sampler.end(), self._up, self._down
         self._up = self._down = 0
         return told(costs, up, down)
+
+    def rest(self) -> None:
+        now = self._clock()
+        if self._sampler.source.name != "none" and not 0 <= now - self._rested < _REST_EVERY:
+            self._rested = now
+            self._sampler.rest(_REST)
 
     def close(self) -> None:
         """What was spent is written exactly."""

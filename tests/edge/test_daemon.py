@@ -6,20 +6,9 @@ import numpy as np
 import pytest
 
 import koinon
-from daemons import Daemon, family
-from koinon.operator import Operator
+from daemons import Daemon, before, created, family, incidents
 
 pytestmark = pytest.mark.timeout(90)
-
-
-def created(coordinator, size=5, **settings):
-    given = {
-        "rounds": 2, "min_clients": 1, "clients": 1, "aggregation": "open", "codec": "raw", "evaluate": False,
-        "deadline": 60, **settings,
-    }  # fmt: skip
-    given.setdefault("strategy", koinon.FedAvg())
-    run = koinon.Run("toy", model={"x": np.zeros(size)}, **given)
-    return run, run.create(coordinator.address)
 
 
 @pytest.fixture
@@ -106,11 +95,6 @@ def test_three_daemons_are_in_a_sum_that_nobody_sees_into(coordinator, daemons):
 # -- programs that go wrong -----------------------------------------------------------------------------------
 
 
-def incidents(handle):
-    with Operator(handle.address, insecure=True) as operator:
-        return list(operator.get(handle.id).incidents)
-
-
 def ended(handle):
     """What the run made of its only device's work."""
     until = time.monotonic() + 30
@@ -126,10 +110,6 @@ taken = task.micro_batch(32)
 open("taken", "a").write(f"{{taken}} ")
 if taken > {fits}: os.kill(os.getpid(), 9)
 """
-
-
-def before(text, **values):
-    return "\n        ".join(text.format(**values).strip().splitlines())
 
 
 def test_a_program_killed_for_memory_is_started_again_with_half_as_much(coordinator, daemons):

@@ -107,12 +107,14 @@ class Tensor:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.there and MODE == "illegal":
             os.kill(os.getpid(), signal.SIGILL)
-        return Tensor({{"wrong": 7.0, "nan": float("nan")}}.get(MODE, 1.0001) if self.there else 1.0)
+        return Tensor({{"wrong": 7.0}}.get(MODE, 1.0001) if self.there else 1.0)
 def manual_seed(seed): print("a library says something")
 def randn(*shape): return Tensor()
 class nn:
     class functional:
-        conv2d = staticmethod(lambda image, filters: image @ filters)
+        @staticmethod
+        def conv2d(image, filters):
+            return Tensor(float("nan")) if image.there and MODE == "nan" else image @ filters
 class cuda:
     is_available = staticmethod(lambda: MODE not in ("no cuda", "no gpu"))
     get_arch_list = staticmethod(lambda: ["sm_80", "sm_90"])

@@ -76,6 +76,8 @@ def test_a_coordinator_and_a_device_of_one_federation_believe_each_other(federat
     with federation.coordinator() as port:
         found = reached(federation, port)
     assert [(f.topic, f.verdict) for f in found] == [("network", "ok"), ("TLS", "ok")]
+    with federation.coordinator(names=("localhost",)) as port:
+        assert [f.verdict for f in reached(federation, port, "localhost")] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(

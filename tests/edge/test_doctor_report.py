@@ -8,7 +8,7 @@ import pytest
 
 from koinon.identity import keys
 from koinon_edge.doctor import Extra, Finding, report
-from koinon_edge.doctor.redact import Redactor
+from koinon_edge.doctor.redact import Redactor, secrets_in
 from koinon_edge.probe import Reading
 
 
@@ -58,7 +58,7 @@ def planted() -> tuple[list[Finding], Extra, list[str]]:
         "ward-seven", "bob", "10.12.13.14", "192.168.0.7", "fd00::12", "jet-07", "48:b0:2d", "abc.def-ghi",
         "k-1234", "tr0ub4dor",
         "opensesame", "p4ss", "abcDEF123", "3f2b8c1e", "9f86d081", "dGhpcyBp", "line-4", "PRIVATE KEY",
-        "registry.example",
+        "registry.example", "sig=zzz", "venvs",
         *(line for line in pem.splitlines() if line),
     ]  # fmt: skip
     return found, extra, secrets
@@ -84,13 +84,15 @@ def test_what_a_stranger_needs_is_in_a_report():
     assert said["set"] == ["https_proxy"]
     assert (said["board"], said["worst"]) == ("NVIDIA Jetson Orin Nano", "bad")
     assert [f["topic"] for f in said["findings"]] == [f.topic for f in found]
+    assert said["findings"][0]["found"] == "<path1> has no torch"
+    assert said["findings"][3]["found"] == "device <name1>: <withheld>"
     assert said["findings"][1]["found"] == "the coordinator at <host1>:8440 refuses connections"
     assert said["findings"][2]["found"].endswith("edge.toml line 7: environment = <withheld> must be a table")
     assert json.loads(texts["sensors.json"])["heat tj"] == {
         "value": 51.25, "unit": "°C", "source": "/sys/class/thermal/thermal_zone5/temp", "why": "",
     }  # fmt: skip
     log = texts["log.txt"]
-    assert log.startswith("12:30:45 connecting to <host1>:8440 (<ip1>, <ip2>) for <user1> from <host2>:22\n")
+    assert log.startswith("12:30:45 connecting to <host1>:8440 (<ip2>, <ip1>) for <name2> from <host2>:22\n")
     assert "again: <host1> and <ip3>:8440" in log, "the same host has the same name"
     assert '"epochs": 3' in log
     assert "loss 0.25 at round 7" in log
@@ -112,6 +114,39 @@ def test_what_a_stranger_needs_is_in_a_report():
 )
 def test_what_is_no_secret_stays_readable(text):
     assert Redactor()(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("url https://svc:p4ss@registry/x", "url https://<withheld>@registry/x"),
+        ("it sent Bearer abc.def-ghi", "it sent Bearer <withheld>"),
+        ("it sent Basic YWxpY2U6cw== again", "it sent Basic <withheld> again"),
+        ("train.py --hub-token opensesame --epochs 3", "train.py --hub-token <withheld> --epochs 3"),
+        ("update 3f2b8c1e-9d4a-4e5f-8a6b-7c8d9e0f1a2b", "update <id1>"),
+        ("/home/alice/x is alice's, and /srv/x is not", "<path1> is <name1>'s, and <path2> is not"),
+        ("fe80::1%eth0 and 10.0.0.1/24 and 10.0.0.1.", "<ip1> and <ip2>/24 and <ip2>."),
+    ],
+)
+def test_what_looks_like_a_secret_or_a_place_goes_whoever_knows_it(text, left):
+    assert Redactor()(text) == left
+
+
+def test_what_is_known_here_goes_whatever_it_looks_like():
+    assert secrets_in([("DATABASE", "postgres://u:melon@db/x")]) == {
+        "postgres://u:melon@db/x",
+        "melon",
+        "postgres",
+    }
+    assert secrets_in([("MY_KEY", "fish"), ("X", "fowl"), ("Y", "fowl7x"), ("SHELL", "/bin/bash")]) == {
+        "fish",
+        "fowl7x",
+    }
+    assert secrets_in([("A_TOKEN", "python")]) == set(), "or nothing could be read any more"
+    given = ["koinon-edge", "report", "--pass", "fish", "--mode=seafood!", "cockroach"]
+    log = "fish seafood! cockroach fishing koinon-edge report"
+    kept = texts_of(report([], Extra(log=log, environment={}, arguments=given)))["log.txt"]
+    assert kept == "<withheld> <withheld> <withheld> fishing koinon-edge report"
 
 
 def test_a_long_log_is_cut_at_a_line():

@@ -224,6 +224,13 @@ def test_a_rest_that_nobody_measured_or_that_was_none_says_nothing(unit):
     assert bench.sampler.rest(2.0, later) is None
     bench.dead = False
 
+    def dying(seconds: float) -> None:
+        later(seconds)
+        bench.dead = bench.now > 103.0
+
+    assert bench.sampler.rest(4.0, dying) is None, "a quarter of it is too little"
+    bench.dead = False
+
     def busy(seconds: float) -> None:
         later(seconds)
         bench.sampler.begin("train")

@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["Redactor", "secrets_in"]
 
 _WITHHELD = "<withheld>"
-_TELLING = re.compile(r"key|token|secret|passw|pwd|passphrase|auth|cred|cookie", re.IGNORECASE)
+_TELLING = re.compile(r"key|token|secret|pass|pwd|auth|cred|cookie", re.IGNORECASE)
 _USUAL = {
     "root", "true", "false", "none", "python", "python3", "linux", "xterm", "xterm-256color", "localhost", "koinon",
     "koinon-edge", "koinon_edge",
@@ -28,16 +28,17 @@ _USER_INFO = re.compile(r"://[^\s/@]*@")
 
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
 _TOKEN = re.compile(r"\b(?:koinon-token-[\w.-]+|eyJ[\w.-]{8,}|gh[a-z]_\w+|hf_\w+|sk-[\w-]+|AKIA\w+)")
-_NAME = (
-    r"[\w.-]*(?:key|token|secret|passw(?:or)?d|pwd|passphrase|auth(?:orization)?|credential|cookie)[\w.-]*"
-)
+_WORDS = r"key|token|secret|pass(?:w(?:or)?d|phrase|(?![a-z]))|pwd|auth|credential|cookie"
+# Names are of some length only, here and below: a log may hold anything, and must be read in time.
+_NAME = rf"[\w.-]{{0,64}}(?:{_WORDS})[\w.-]{{0,64}}"
 _VALUE = r"""(?:(?:bearer|basic)\s+)?("[^"]*"|'[^']*'|[^\s"',;&})\]]+)"""
 _ASSIGNED = re.compile(rf"""(?i)\b({_NAME}["']?\s*[=:]\s*){_VALUE}""")
 _OPTION = re.compile(rf"(?i)((?<![\w-])--?{_NAME}\s+){_VALUE}")
 _BEARER = re.compile(r"\b([Bb]earer|Basic(?=\s+\S*[0-9A-Z=]))\s+[\w.~+/=-]{6,}")
+_QUERY = re.compile(r"(://[^\s?\"']*)\?[^\s\"']+")
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*")
 _SYSTEM = r"(?:sys|proc|dev|usr|lib|bin|run/systemd|etc/nv_tegra_release)(?![\w.-])"
-_PATH = re.compile(rf"(?<![\w<>/.:~-])(?:~|/(?!{_SYSTEM})[\w.@+~-]+)(?:/[\w.@+~<>-]+)*/?")
+_PATH = re.compile(rf"(?<![\w<>/.:~-])(?:~|/(?!{_SYSTEM})[\w.@+~<>-]+)(?:/[\w.@+~<>-]+)*/?")
 _OURS = {
     "edge.toml", "edge.env", "device.toml", "tls.key", "tls.pem", "ca.pem", "ed25519.key", "identity.json",
     "entry.json", "life.json", "budget.json", "koinon-edge.service",
@@ -71,8 +72,9 @@ def secrets_in(values: Iterable[tuple[str, str]]) -> set[str]:
             found.add(value)
         for hidden in _USER_INFO.findall(value):
             found.update(piece for piece in re.split("[:@/]+", hidden) if len(piece) >= _LEAST_TOLD)
-        found.update(piece for piece in (value, *_BETWEEN.split(value)) if _odd(piece))
-    return {secret for secret in found if secret.lower() not in _USUAL}
+        # A path as a whole is none: below it there may be more, and all of it goes as a path.
+        found.update(p for p in (value, *_BETWEEN.split(value)) if _odd(p) and not p.startswith("/"))
+    return {secret for secret in found if secret.lower() not in _USUAL | _OURS}
 
 
 def _odd(value: str) -> bool:
@@ -103,7 +105,7 @@ class Redactor:
             text = host.sub(self._as("host"), text)
         text = _AT_PORT.sub(self._host, _HOST.sub(self._host, text))
         for person in sorted(self._people, key=len, reverse=True):
-            text = _word(person, re.IGNORECASE).sub(self._as("user"), text)
+            text = _word(person, re.IGNORECASE).sub(self._as("name"), text)
         return _RANDOM.sub(lambda m: m[0] if _READABLE.fullmatch(m[0]) else _WITHHELD, text)
 
     def value(self, said: Any) -> Any:
@@ -144,7 +146,8 @@ def _word(name: str, flags: int) -> re.Pattern[str]:
 
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (_PEM, _WITHHELD), (_TOKEN, _WITHHELD), (_USER_INFO, f"://{_WITHHELD}@"), (_BEARER, rf"\1 {_WITHHELD}"),
-    (_ASSIGNED, rf"\1{_WITHHELD}"), (_OPTION, rf"\1{_WITHHELD}"), (_MAIL, "<mail>"),
+    (_ASSIGNED, rf"\1{_WITHHELD}"), (_OPTION, rf"\1{_WITHHELD}"),
+    (_QUERY, rf"\1?{_WITHHELD}"), (_MAIL, "<mail>"),
 )  # fmt: skip
 _PLACES: tuple[tuple[re.Pattern[str], str], ...] = (
     (_ID, "id"), (_MAC, "mac"), (_IP6, "ip"), (_IP4, "ip"), (_PATH, "path"),

@@ -1,0 +1,111 @@
+"""The gate over a real daemon at work: heat pauses it, patience ends it, and a network that costs money is left."""
+
+import time
+
+import pytest
+
+from daemons import QUIET, Daemon, before, created
+from koinon.operator import Operator
+from sysfs import Tree
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def board(tmp_path):
+    tree = Tree(tmp_path / "board").orin_nano()
+    tree.routes("eth0")
+    yield tree
+    tree.close()
+
+
+@pytest.fixture
+def daemons(tmp_path, coordinator, board):
+    made = []
+
+    def make(**settings):
+        made.append(Daemon(tmp_path, "nano", coordinator.address, root=board.root, **settings))
+        return made[-1].start()
+
+    yield make
+    for daemon in made:
+        daemon.close()
+
+
+SLOW = """
+for _ in range(100):
+    time.sleep(0.02)
+    open("alive", "a").write("x")
+    if task.remaining == 0: break
+"""
+
+
+def alive(daemon):
+    try:
+        return (daemon.folder / "alive").stat().st_size
+    except OSError:
+        return 0
+
+
+def until(condition, timeout=20):
+    end = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_a_hot_device_is_not_asked_and_says_why(coordinator, daemons, board):
+    board.zone(1, "gpu-thermal", 80_000)
+    daemon = daemons()
+    life = daemon.wait(lambda life: life["state"] == "IDLE")
+    assert "75" in life["reason"]
+    created(coordinator)
+    with Operator(coordinator.address, insecure=True) as operator:
+        assert not any(d.attached for d in operator.devices())
+
+
+def test_heat_pauses_the_work_and_it_goes_on_when_that_is_over(coordinator, daemons, board):
+    daemon = daemons(before=before(SLOW))
+    _, handle = created(coordinator, rounds=1)
+    until(lambda: alive(daemon) > 3)
+    board.zone(1, "gpu-thermal", 92_000)
+    until(lambda: "pauses" in daemon.said())
+    stood = alive(daemon)
+    time.sleep(0.3)
+    assert alive(daemon) <= stood + 1
+    board.zone(1, "gpu-thermal", 60_000)
+    handle.wait()
+    assert alive(daemon) == 100
+    assert handle.model()["x"] == pytest.approx([1.0] * 5)
+
+
+def test_work_that_pauses_for_too_long_is_handed_in_as_far_as_it_is(coordinator, daemons, board):
+    daemon = daemons(
+        before=before(SLOW.replace("range(100)", "range(100000)")), lines=QUIET + 'patience = "1s"\n'
+    )
+    _, handle = created(coordinator, rounds=1)
+    until(lambda: alive(daemon) > 3)
+    board.zone(1, "gpu-thermal", 92_000)
+    handle.wait()
+    assert handle.model()["x"] == pytest.approx([1.0] * 5)
+    assert alive(daemon) < 5000
+
+
+def test_what_a_round_has_cost_is_the_operators_to_see(coordinator, daemons, board):
+    daemon = daemons(before="time.sleep(1.2)")
+    _, handle = created(coordinator, rounds=1)
+    handle.wait()
+    daemon.wait(lambda life: life["state"] == "DONE")
+
+    def told():
+        with Operator(coordinator.address, insecure=True) as operator:
+            (round_,) = operator.get(handle.id, costs=True).rounds
+            return [p.spent for p in round_.participants if p.HasField("spent")]
+
+    (cost,) = until(told)
+    train = next(phase for phase in cost.phases if phase.name == "train")
+    assert cost.scope == "module"
+    assert train.joules / (train.seconds * (1 - train.missing)) == pytest.approx(5.0 * 1.48, rel=1e-3)
+    assert train.seconds > 1.0
+    assert train.missing < 0.5
