@@ -5,6 +5,7 @@ As a script it is a daemon that stands still where a failpoint of its life is, f
     python tests/daemons.py POINT STATE FILE CONFIG
 """
 
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from koinon.operator import Operator
 from koinon_core import failpoints
 from koinon_edge import run
 
+_NUMBERS = itertools.count(1)
 QUIET = """
 [gate]
 cpu_pressure_max = 100
@@ -60,7 +62,7 @@ class Daemon:
         self.config = self.folder / "edge.toml"
         self.config.write_text(
             f'name = "{name}"\naddress = "{address}"\nstate = "{self.folder / "state"}"\n'
-            f'[tasks.{run}]\ncommand = ["{sys.executable}", "train.py"]\n{task}\n{lines}'
+            f'[tasks.toy]\nrun = "{run}"\ncommand = ["{sys.executable}", "train.py"]\n{task}\n{lines}'
         )
         self.log = self.folder / "log"
         self.environment = environment
@@ -128,20 +130,40 @@ class Daemon:
 
     def close(self) -> None:
         """At the end of a test: nothing of ours may have failed, whatever the owner's program did."""
-        assert "koinon_edge/" not in self.said(), self.said()
+        assert not self.log.exists() or "koinon_edge/" not in self.said(), self.said()
         if self.process is not None and self.process.poll() is None:
             self.kill()
 
 
-def created(coordinator: Any, size: int = 5, **settings: Any) -> tuple[koinon.Run, koinon.RunHandle]:
-    """An open run called toy, of one device and two rounds if nothing else is said."""
-    given: dict[str, Any] = {
-        "rounds": 2, "min_clients": 1, "clients": 1, "aggregation": "open", "codec": "raw", "evaluate": False,
-        "deadline": 60, **settings,
-    }  # fmt: skip
-    given.setdefault("strategy", koinon.FedAvg())
-    run = koinon.Run("toy", model={"x": np.zeros(size)}, **given)
-    return run, run.create(coordinator.address)
+class Fleet:
+    """The daemons of one test, and its run at a coordinator that other tests have, too."""
+
+    def __init__(self, folder: Path, coordinator: Any, **settings: Any):
+        self.run, self._folder, self._coordinator = f"toy-{next(_NUMBERS)}", folder, coordinator
+        self._settings = settings
+        self._made: list[Daemon] = []
+
+    def __call__(self, name: str = "dev", **settings: Any) -> Daemon:
+        """A daemon that runs, with a task for the run."""
+        given = {"address": self._coordinator.address, "run": self.run, **self._settings, **settings}
+        self._made.append(
+            Daemon(self._folder, f"{name}-{self.run.rstrip('-*')}", given.pop("address"), **given)
+        )
+        return self._made[-1].start()
+
+    def created(self, size: int = 5, **settings: Any) -> tuple[koinon.Run, koinon.RunHandle]:
+        """An open run of one device and two rounds, if nothing else is said."""
+        given: dict[str, Any] = {
+            "rounds": 2, "min_clients": 1, "clients": 1, "aggregation": "open", "codec": "raw", "evaluate": False,
+            "deadline": 60, **settings,
+        }  # fmt: skip
+        given.setdefault("strategy", koinon.FedAvg())
+        run = koinon.Run(self.run, model={"x": np.zeros(size)}, **given)
+        return run, run.create(self._coordinator.address)
+
+    def close(self) -> None:
+        for daemon in self._made:
+            daemon.close()
 
 
 def incidents(handle: koinon.RunHandle) -> list[Any]:

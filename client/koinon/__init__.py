@@ -14,9 +14,9 @@
 Importing this loads numpy only; torch and gRPC are imported when something needs them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from koinon.lazily import lazily
 from koinon_core import __version__
 
 if TYPE_CHECKING:
@@ -111,7 +111,6 @@ _WHERE = {
     ),
     "koinon_core.tensors": ("Tensors",),
 }  # fmt: skip
-_LAZY = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "NNM",
@@ -187,12 +186,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'koinon' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from koinon_core.errors import Denied, KoinonError, StoreError, Unavailable, from_code
-from koinon_core.wire import convert
 from koinon_core.wire.methods import ERROR_KEY, Method
 from koinon_core.wire.pieces import FLOW
+from koinon_core.wire.sizes import MESSAGE_LIMIT
 
 if TYPE_CHECKING:
     from koinon.identity import Credentials
@@ -40,8 +40,8 @@ _PROMPT, _PROMPT_CAP, _PATIENT_CAP = 120.0, 2.0, 60.0
 
 CHANNEL_OPTIONS = [
     *FLOW,
-    ("grpc.max_receive_message_length", 2 * convert.MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", 2 * convert.MESSAGE_LIMIT),
+    ("grpc.max_receive_message_length", 2 * MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", 2 * MESSAGE_LIMIT),
     # A peer that vanished without a word is noticed within 50 s, before the coordinator gives the device up (a lease
     # is 60 s, if the run says nothing else). Not sooner: on a slow link a ping waits behind the upload that fills it.
     ("grpc.keepalive_time_ms", 20_000),

@@ -107,6 +107,11 @@ class Conversation:
             self._outbox.journal.end(self.run)
 
     @property
+    def owes(self) -> int:
+        """The round of the update that was handed in and whose fate is not known; 0 for none."""
+        return self._sent.round if self._sent is not None else 0
+
+    @property
     def secure(self) -> bool:
         """Whether the run's sums are."""
         return self._masking is not None
@@ -184,8 +189,7 @@ class Conversation:
             )
 
     def _recall(self) -> None:
-        owes = self._sent.round if self._sent is not None else 0
-        recall = pb.Recall(run=self.run, pinned=self._pin.round, settled=self._settled, owes=owes)
+        recall = pb.Recall(run=self.run, pinned=self._pin.round, settled=self._settled, owes=self.owes)
         self._send(pb.DeviceMessage(recall=recall))
 
     def _standing(self, standing: pb.Standing) -> None:

@@ -35,6 +35,7 @@ from koinon.identity.renewal import kept_fresh
 from koinon.progress import Progress, reporter
 from koinon.transfer import Transfers
 from koinon_core.blob import Blob
+from koinon_core.condition import Condition
 from koinon_core.errors import KoinonError, Unavailable
 from koinon_core.failpoints import hit
 from koinon_core.wire import convert
@@ -96,13 +97,14 @@ class Link(Protocol):
 class GrpcLink:
     """A link over gRPC, for the device `client`; in plain text if it has no `credentials`. `progress` is told how far
     transfers are; if there is none, the process's own is (`koinon.progress`). `able` is what the device says of itself
-    (`koinon.profile`)."""
+    (`koinon.profile`), and `condition` is asked how it is whenever it greets: the fields of koinon_core.condition."""
 
     def __init__(
         self, address: str, client: str, instance: str = "", boot: int = 0, progress: Progress | None = None,
         credentials: Credentials | None = None, able: Mapping[str, int] | None = None,
+        condition: Callable[[], Mapping[str, Any]] | None = None,
     ):  # fmt: skip
-        self._able = able
+        self._able, self._condition, self._notes = able, condition, False
         self.address, self._client, self._credentials = address, client, credentials
         self._known = False  # whether whoever answers there was the coordinator before
         self.hint = ""
@@ -155,6 +157,10 @@ class GrpcLink:
             if time.monotonic() - self._progress > patience:
                 return
             time.sleep(0.01)
+
+    def limit(self, rate: float) -> None:
+        """Move at most so many bytes a second."""
+        self._transfers.most = rate
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -256,14 +262,16 @@ class GrpcLink:
         hit("link.attend")
         call = stub(channel, FLEET.ATTEND)()
         hit("link.said", "hello")
-        hello = pb.DeviceMessage(hello=convert.hello(self._client, self._instance, self._boot, self._able))
+        able, now = self._able, self._how_it_is()
+        hello = pb.DeviceMessage(hello=convert.hello(self._client, self._instance, self._boot, able, now))
         await call.write(pb.AttendRequest(messages=[hello]))
         first = await call.read()
         if first is grpc.aio.EOF:
             await _raise(call)
             return
         hit("link.heard", "welcome")
-        self.token, self._worked_from = first.messages[0].welcome.token, self._loop.time()
+        welcome = first.messages[0].welcome
+        self.token, self._notes, self._worked_from = welcome.token, welcome.notes, self._loop.time()
         self._receiver.connected()
         parts = (self._read(call), self._write(call), self._pulse(), self._hang_up())
         tasks = [self._loop.create_task(part) for part in parts]
@@ -277,6 +285,17 @@ class GrpcLink:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             call.cancel()
+
+    def _how_it_is(self) -> Condition | None:
+        """What the device says of its condition; nothing where its sensors fail, which is no reason to stay away."""
+        try:
+            now = Condition.from_json(self._condition()) if self._condition is not None else None
+            if now is not None:
+                now.check()
+        except Exception as error:
+            _log.warning("the condition of %s is not known: %s", self._client, error)
+            return None
+        return now
 
     async def _read(self, call: Any) -> None:
         assert self._receiver is not None
@@ -322,6 +341,8 @@ class GrpcLink:
     def _queue(self, message: pb.DeviceMessage) -> None:
         """Queue a message. A stream begins with its join: whatever stands before that, down to what the owner's thread
         said while the stream was found, was meant for the one that is gone."""
+        if message.WhichOneof("says") in ("condition", "spent") and not self._notes:
+            return  # an older coordinator, which would take it for a broken device's
         if message.HasField("join"):
             while not self._outbox.empty():
                 self._outbox.get_nowait()

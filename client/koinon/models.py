@@ -5,38 +5,22 @@ A `Model` reads its weights out as `Tensors`, takes a round's weights in, and st
 arrays, in `koinon.torch` for torch modules; `koinon.adapt` finds the one that fits.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from koinon_core.errors import UsageError
+from koinon.child.arrays import Descent
+from koinon.child.recorded import Recorded
 from koinon_core.schema import Schema, schema_of
 from koinon_core.strategy.protocol import Keys, Pull
 from koinon_core.tensors import Array, Tensors
 from koinon_core.tiles import TILE
 
-__all__ = ["ArrayModel", "Evaluate", "Model", "Recorded", "Steering"]
+__all__ = ["ArrayModel", "ArraySteering", "Evaluate", "Model", "Recorded", "Steering"]
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 """The owner's evaluation: the model in, metrics out. The key "examples" says over how many (default 1)."""
-
-
-@dataclass(slots=True)
-class Recorded:
-    """What local steps were. `displacement` is how far a gradient of constant 1 would have moved a weight, which
-    divided by `lr` is FedNova's |a|_1; NaN where the optimizer has no such length, and then `why` says why."""
-
-    steps: int = 0
-    lr: float = 0.0
-    displacement: float = 0.0
-    why: str = ""
-
-    @property
-    def norm(self) -> float:
-        return self.displacement / self.lr if self.lr else 0.0
 
 
 class Steering(Protocol):
@@ -84,45 +68,14 @@ class Model(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class ArraySteering:
+class ArraySteering(Descent):
     """Steers `task.descend` on arrays."""
 
-    pull: Pull
-    start: Tensors
-    measure: bool
-    train: Keys | None = None
-    recorded: Recorded = field(default_factory=Recorded)
-    _sum: dict[str, Array] = field(default_factory=dict)
-
-    def __enter__(self) -> "ArraySteering":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return
+    def __init__(self, pull: Pull, start: Tensors, measure: bool, train: Keys | None = None):
+        super().__init__(pull.mu, pull.shift, start, measure=measure, train=train)
 
     def gradient(self) -> Tensors:
-        return Tensors({n: a / max(1, self.recorded.steps) for n, a in self._sum.items()})
-
-    def step(self, arrays: Mapping[str, Array], gradients: Mapping[str, Array], lr: float) -> None:
-        # What has no gradient has a zero one, and is shifted all the same: see koinon.torch.steer.
-        shifted = {n: np.zeros_like(a) for n, a in (self.pull.shift or {}).items() if n not in gradients}
-        for name, gradient in {**gradients, **shifted}.items():
-            if self.train is not None and name not in self.train:
-                continue
-            if self.measure:
-                self._sum[name] = self._sum.get(name, 0.0) + gradient
-                continue
-            term = gradient
-            if self.pull.mu:
-                term = term + self.pull.mu * (arrays[name] - self.start[name])
-            if self.pull.shift is not None and name in self.pull.shift:
-                term = term + self.pull.shift[name]
-            arrays[name] -= lr * term
-        done = self.recorded
-        done.steps += 1
-        done.lr = done.lr or lr
-        done.displacement += lr * (1 - self.pull.mu * done.displacement)
+        return Tensors({n: a / max(1, self.recorded.steps) for n, a in self.sums.items()})
 
 
 class ArrayModel:
@@ -156,6 +109,4 @@ class ArrayModel:
         return ArraySteering(pull, start, measure, train)
 
     def descend(self, gradients: Mapping[str, Array], lr: float, steering: ArraySteering) -> None:
-        if not (math.isfinite(lr) and lr > 0):
-            raise UsageError(f"a learning rate must be above 0, it is {lr}")
         steering.step(self._arrays, gradients, lr)

@@ -103,9 +103,11 @@ class Operator:
         """All runs, oldest first."""
         return list(self._call(RUNS.LIST, pb.ListRequest()).runs)
 
-    def get(self, run: str) -> pb.GetResponse:
-        """Everything about one run, by name or id."""
-        response: pb.GetResponse = self._call(RUNS.GET, pb.GetRequest(run=run))
+    def get(self, run: str, *, costs: bool = False, round_: int | None = None) -> pb.GetResponse:
+        """Everything about one run, by name or id; with `costs` what each device's part has cost too, in all rounds or
+        in `round_`."""
+        request = pb.GetRequest(run=run, costs=costs, round=round_)
+        response: pb.GetResponse = self._call(RUNS.GET, request)
         return response
 
     def watch(self, run: str) -> Iterator[pb.WatchResponse]:

@@ -13,6 +13,8 @@ They are in `device.toml` beside the device's memory (or where KOINON_POLICY say
     max_examples = 100000       # the largest weight; default: no limit
     noise = 0.5                 # the least noise multiplier of differential privacy; default: 0, none asked for
     profile = false             # say nothing of this device's memory, cores and graphics processors; default: true
+    clear = ["energy", "seconds", "bytes"]   # what a round's work has cost may be said in secure runs too, though
+                                # seconds and joules tell how many examples there are; default: none of it
 
 A run or a round below them is declined, with the reason.
 """
@@ -33,6 +35,8 @@ from koinon_core.spec import RunSpec
 
 __all__ = ["Policy"]
 
+_CLEAR = ("energy", "seconds", "bytes")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -49,6 +53,7 @@ class Policy:
     max_examples: float = math.inf
     noise: float = 0.0
     profile: bool = True
+    clear: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path | None) -> Self:
@@ -81,6 +86,11 @@ class Policy:
             if not right:
                 raise UsageError(
                     f"{name} = {value!r} in {where} is no such setting: {usual!r} is its default"
+                )
+        for word in values.get("clear", ()):
+            if word not in _CLEAR:
+                raise UsageError(
+                    f"clear in {where} names {word!r}; what a round's work has cost is {', '.join(_CLEAR)}"
                 )
         plain: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()

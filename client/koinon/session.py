@@ -16,16 +16,17 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from koinon.adapt import adapt, check_tied
 from koinon.conversation import Conversation
+from koinon.costs import message as cost_message
 from koinon.identity import DeviceIdentity, device_access, device_folder, identity_of
 from koinon.models import Evaluate, Model
 from koinon.outbox import MemoryOutbox, Outbox, open_outbox
@@ -34,12 +35,14 @@ from koinon.profile import profile
 from koinon.shelf import Shelf
 from koinon.task import Task
 from koinon.work import Workbench
+from koinon_core.condition import Condition
 from koinon_core.errors import KoinonError, NotFound, Unavailable, UsageError
 from koinon_core.round.terms import Terms
 from koinon_core.spec import RunSpec
 from koinon_core.strategy.registry import load_plugins
 from koinon_core.strategy.runner import Prepared
 from koinon_core.tensors import Tensors
+from koinon_core.wire import convert
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Session", "join"]
@@ -76,12 +79,18 @@ def join(
     process; and what the strategy keeps on the device outlives it. Without a name (then it is this host's and the
     process) the device could not be recognised when it comes back, and nothing is kept.
 
+    A program that koinon-edge has started takes part through it, and needs nothing else: KOINON_SOCKET says so.
+
     Raises UsageError if there are no credentials, or none that are valid, Denied if the coordinator does not let this
     device in, Unavailable if nobody answers within `timeout` seconds, NotFound for an unknown run, NotFound naming the
     strategy if this device does not have the run's, and Conflict if another process is this device already.
     """
     from koinon.link import GrpcLink
 
+    if address is None and os.environ.get("KOINON_SOCKET"):
+        from koinon import child
+
+        return cast("Session", child.join(run))  # the same to a loop: the daemon has the rest
     run = run or os.environ.get("KOINON_RUN")
     if not run:
         raise UsageError("say which run to join: koinon.join(address, run=NAME), or set KOINON_RUN")
@@ -128,12 +137,15 @@ class Session:
         self.status, self.reason = "", ""
         """How the run ended, once it has: "finished", "failed" or "cancelled", and why."""
         self.evaluates = False
+        self.settled: Callable[[int, str], None] = lambda round_, outcome: None
+        """Told of each round whose update's fate becomes known, and what it is: "counted", or why not."""
         self._link, self._run_name = link, run
         self._outbox = outbox or MemoryOutbox()
+        self._policy = policy or Policy()
         self._masking = ThreadPoolExecutor(1, thread_name_prefix=f"koinon-masking-{client}")
         self._talk = Conversation(
             client, run, self._outbox, _Desk(self), link.send, link.answer, wait=wait, identity=self.identity,
-            policy=policy, soon=soon or self._soon,
+            policy=self._policy, soon=soon or self._soon,
         )  # fmt: skip
         self._shelf = Shelf(self._outbox.models, link.fetch)
         self._lock = threading.RLock()
@@ -186,12 +198,18 @@ class Session:
             self._report(error)
         self.close()
 
-    def close(self) -> None:
-        """Leave the run. What was submitted is still sent; open work is declined."""
+    def close(self, *, leave: bool = True) -> None:
+        """Leave the run. What was submitted is still sent; open work is declined, or (`leave` False) left as if this
+        process had been killed, for the next one to take up while the round waits for this device."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+        if not leave:
+            self._link.close()
+            self._masking.shutdown(wait=False, cancel_futures=True)
+            self._outbox.close()
+            return
         self._give_up("DECLINED", "the session was closed")
         # In a secure round an update that was handed in is nothing without the words that open the sum.
         open_ = ("sent", "staged") if self._talk.secure else ("sent",)
@@ -206,6 +224,56 @@ class Session:
         """The run's spec."""
         assert self._talk.spec is not None
         return self._talk.spec
+
+    @property
+    def secure(self) -> bool:
+        """Whether sums alone are seen in this run."""
+        return self._talk.secure
+
+    @property
+    def owes(self) -> int:
+        """The round of an update that was handed in and whose fate is not known yet; 0 if there is none."""
+        with self._lock:
+            return self._talk.owes
+
+    @property
+    def task(self) -> Task | None:
+        """The last task that the owner's loop got."""
+        return self._task
+
+    def limit(self, rate: float) -> None:
+        """Move at most so many bytes a second, up and down together."""
+        self._link.limit(rate)
+
+    def leave(self, code: str, detail: str) -> None:
+        """Say why there will be no update of the round under way, or that this device takes no part until it offers
+        itself again; the operator sees it."""
+        with self._lock:
+            if self._talk.member.stage == "working":
+                self._talk.gave_up(code, detail)
+            else:
+                self._talk.leave(0, code, detail)
+
+    def spent(self, round_: int, costs: Mapping[str, Any]) -> None:
+        """Say what this device's part in a round has cost (koinon.costs), as far as its owner allows."""
+        message = cost_message(self._talk.run, round_, costs, self._policy, self.secure)
+        if message is not None:
+            self._link.send(message)
+
+    def note(self, condition: Mapping[str, Any]) -> None:
+        """Say how this device is: the fields of koinon_core.condition."""
+        said = convert.condition_to(Condition.from_json(condition))
+        self._link.send(pb.DeviceMessage(condition=said))
+
+    def rest(self) -> bool:
+        """Let the loop of `tasks` end where it waits: nothing is to be asked of this device until it comes back. False,
+        and nothing said, while there is work, or an update whose fate is not known."""
+        with self._lock:
+            if self._talk.owes or self._talk.member.stage not in ("idle", "offered"):
+                return False
+            self._talk.leave(0, "RESTS", "")
+            self._news.put(_Ended("", "this device rests"))
+            return True
 
     @property
     def personal(self) -> Tensors | None:
@@ -408,6 +476,7 @@ class _Desk:
 
     def settled(self, round_: int, outcome: str) -> None:
         session = self._session
+        session.settled(round_, outcome)
         if session._task is not None and session._task.round == round_:
             session._task.outcome = outcome
         _log.info("%s: round %s: %s", session.client, round_, outcome)

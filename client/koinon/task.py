@@ -35,9 +35,11 @@ class Task:
         """What became of it, once that is known: "counted", or why not."""
         self.partial = False
         """Whether what was handed in is of work that was stopped early."""
-        self._late, self._epochs = "", epochs
-        self._whole, self._left = whole, left
-        self._model, self._steering, self._hand_in = model, steering, hand_in
+        self.declined: tuple[str, str] | None = None
+        """The code and the reason with which there will be no update, if its owner said so."""
+        self.terms, self.steering, self.whole = terms, steering, whole
+        self._late, self._epochs, self._left = "", epochs, left
+        self._model, self._hand_in = model, hand_in
 
     def __repr__(self) -> str:
         return f"Task(round={self.round}, kind={self.kind!r}, submitted={self.submitted})"
@@ -55,7 +57,7 @@ class Task:
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return self._steering.recorded.steps
+        return self.steering.recorded.steps
 
     @property
     def remaining(self) -> float | None:
@@ -66,16 +68,25 @@ class Task:
     @property
     def takes_partial(self) -> bool:
         """Whether work that is stopped early may be handed in, by the run's config and its strategy."""
-        return not self._whole
+        return not self.whole
 
     def cancel(self, reason: str) -> None:
         """Called by the session."""
         self._late = reason
         self.outcome = reason
 
+    def micro_batch(self, wanted: int) -> int:
+        """How many examples to take at a time, where the owner would take `wanted`: fewer, where a program that keeps
+        this one alive (koinon-edge) saw it run out of memory."""
+        return wanted
+
+    def decline(self, reason: str, *, code: str = "DECLINED") -> None:
+        """Say why there will be no update of this round, and leave the loop's body; the operator sees the reason."""
+        self.declined = code, reason
+
     def descend(self, gradients: Mapping[str, Array], lr: float) -> None:
         """One plain SGD step on a model of numpy arrays, with the strategy's gradient term."""
-        self._model.descend(gradients, lr, self._steering)
+        self._model.descend(gradients, lr, self.steering)
 
     def submit(
         self, *, examples: int, metrics: Mapping[str, float] | None = None, partial: bool = False
@@ -93,9 +104,9 @@ class Task:
             raise UsageError(f"round {self.round} has its update already; submit once")
         if isinstance(examples, bool) or int(examples) != examples:
             raise UsageError(f"examples must be a whole number, not {examples!r}")
-        if partial and self._whole:
+        if partial and self.whole:
             raise UsageError(
-                f"this work cannot be handed in early: {self._whole}; finish it, or leave the round"
+                f"this work cannot be handed in early: {self.whole}; finish it, or leave the round"
             )
         self.submitted, self.partial = True, partial
         self._hand_in(self, int(examples), {k: float(v) for k, v in (metrics or {}).items()})

@@ -67,6 +67,9 @@ class Transfers:
     def __init__(self, line: Line, progress: Progress):
         self._line, self._progress = line, progress
         self._up, self._down = Pieces(), Pieces()
+        self.most: float | None = None
+        """Bytes a second that both directions together may take; None: as many as there are."""
+        self._free = 0.0
         self.moved = 0
         """Bytes that are known to have arrived at either end."""
 
@@ -135,6 +138,7 @@ class Transfers:
                 at += length
                 reading = _read(blob, at, min(2 * pieces.size, pieces.most, most))
                 await call.write(message)
+                await self._pace(length)
                 pieces.arrived()
                 self._line.moved()
                 self._progress("upload", at, blob.size)
@@ -207,6 +211,7 @@ class Transfers:
                     raise BadBlob("the coordinator sent more bytes than it declared")
                 writing = asyncio.ensure_future(asyncio.to_thread(arriving.write, data))
                 self.moved += len(data)
+                await self._pace(len(data))
                 self._down.arrived()
                 self._line.moved()
                 self._progress("download", at, content.size)
@@ -226,6 +231,14 @@ class Transfers:
             return await reading
         finally:
             reading.cancel()
+
+    async def _pace(self, nbytes: int) -> None:
+        """Wait until so many bytes may have gone, where the device's owner lets only so many a second."""
+        if self.most is None:
+            return
+        now = asyncio.get_running_loop().time()
+        self._free = max(self._free, now) + nbytes / self.most
+        await asyncio.sleep(self._free - now)
 
     @contextmanager
     def _ending(self, direction: str, size: int) -> Iterator[None]:

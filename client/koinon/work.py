@@ -30,6 +30,10 @@ from koinon_core.wire.v1 import fleet_pb2 as pb
 __all__ = ["Workbench"]
 
 
+class _Declined(Exception):
+    """The owner does no more for this round: a code, and the reason."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workbench:
     """What the rounds of one loop have in common. `shelf` has the models, `fetch` gets another content's
@@ -65,6 +69,14 @@ class Workbench:
         except BadBlob as error:
             self.give_up("REFUSED", str(error))
             raise
+        try:
+            yield from self._evaluated(terms, state, down, w)
+        except _Declined as declined:
+            self.give_up(*declined.args)
+
+    def _evaluated(self, terms: Terms, state: State, down: State, w: Source) -> Iterator[Task]:
+        """The rest of a round's work, once its weights are in the model."""
+        model, half = self.model, self.half
         head = self._evaluate(terms)
         if head is None:
             return
@@ -133,7 +145,7 @@ class Workbench:
         with steering:
             yield task
         if not task.submitted:
-            self.give_up("DECLINED", "the loop went on without submitting an update")
+            self.give_up(*(task.declined or ("DECLINED", "the loop went on without submitting an update")))
             return
         for one in later:
             if task.partial and not one.measure:  # as if it had taken no step: there is no time for it
@@ -204,6 +216,8 @@ class Workbench:
         task = self._task(terms, kind, steering, hand_in, one.epochs)
         with steering:
             yield task
+        if task.declined:
+            raise _Declined(*task.declined)
         self._check_steered(one.pull, steering.recorded.steps, Tensors({**start, **(one.start or {})}), model)
         results[one.name] = steering.gradient() if one.measure else model.read()
         if one.when == "before":

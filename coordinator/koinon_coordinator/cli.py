@@ -129,6 +129,15 @@ def serve(
     device_quota: Annotated[
         str, typer.Option(help="The most a device may move in a round, for example 1GB; default: no limit.")
     ] = "",
+    visit_period: Annotated[
+        str, typer.Option(help="How often devices that do not stay attached come by, for example 5m.")
+    ] = "5m",
+    keepalive: Annotated[
+        str,
+        typer.Option(
+            help="How often a silent connection is asked for a sign of life; 4m for devices that pay for bytes."
+        ),
+    ] = "30s",
     plugin: Annotated[
         list[str] | None, typer.Option(help="A module with your own strategies; may be repeated.")
     ] = None,
@@ -142,6 +151,7 @@ def serve(
         device_rate=device_rate, device_quota=device_quota, insecure=insecure, folder=folder,
         enrol_listen=enrol_listen, names=tuple(name or ()), address=address, enrol_address=enrol_address,
         tls_cert=tls_cert, tls_key=tls_key, client_ca=client_ca, device_life=device_life, health_listen=health_listen,
+        visit_period=visit_period, keepalive=keepalive,
     )  # fmt: skip
     load_plugins(config.plugins)
     _few_arenas()
@@ -172,8 +182,9 @@ async def _serve(config: Config) -> None:
     store = await asyncio.to_thread(Store, config.db, config.data, config.quota_bytes)
     try:
         await serve_federation(
-            Federation(store), config.listen, stop, ready, config.limits, security, config.health_listen
-        )
+            Federation(store, period=config.visit_seconds), config.listen, stop, ready, config.limits, security,
+            config.health_listen, config.keepalive_seconds,
+        )  # fmt: skip
     finally:
         store.close()
 

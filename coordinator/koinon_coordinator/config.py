@@ -31,7 +31,9 @@ class Config:
     `enrol_listen` where devices enrol (HOST:PORT; None: at the port after `listen`'s; "": nowhere); `names` are hosts
     that the coordinator is reached at, `address` and `enrol_address` what devices are told where that differs from
     what this machine sees. `tls_cert`, `tls_key` and `client_ca` are an outside CA's files. `device_life` is how long a
-    device's certificate is good, as text ("7d"). `health_listen` is where probes are answered ("": nowhere)."""
+    device's certificate is good, as text ("7d"). `health_listen` is where probes are answered ("": nowhere).
+    `visit_period` is how often devices that do not stay attached come by, as text ("5m"),
+    and `keepalive` how often silent connections are asked for a sign of life."""
 
     db: str
     listen: str
@@ -52,6 +54,8 @@ class Config:
     uploads: int = 8
     device_rate: str = ""
     device_quota: str = ""
+    visit_period: str = "5m"
+    keepalive: str = "30s"
 
     @property
     def quota_bytes(self) -> int | None:
@@ -92,12 +96,32 @@ class Config:
     @property
     def device_seconds(self) -> float:
         """Seconds that a device's certificate is good for."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", self.device_life.strip())
-        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]] if found else 0.0
+        seconds = _seconds(self.device_life)
         if not 0 < seconds <= 400 * 86_400:
             raise UsageError(
                 f"--device-life {self.device_life!r} is no life of a certificate; write for example 12h or 7d, at most "
                 "400d"
+            )
+        return seconds
+
+    @property
+    def visit_seconds(self) -> float:
+        """Seconds from one visit of a device that does not stay attached to the next."""
+        seconds = _seconds(self.visit_period)
+        if not 1 <= seconds <= 86_400:
+            raise UsageError(
+                f"--visit-period {self.visit_period!r} is no time between visits; write for example 90s or 5m, from 1s "
+                "to 1d"
+            )
+        return seconds
+
+    @property
+    def keepalive_seconds(self) -> float:
+        """Seconds after which a connection that says nothing is asked whether it lives."""
+        seconds = _seconds(self.keepalive)
+        if not 10 <= seconds <= 3600:
+            raise UsageError(
+                f"--keepalive {self.keepalive!r} is no such time; write for example 30s or 4m, from 10s to 1h"
             )
         return seconds
 
@@ -113,7 +137,8 @@ class Config:
         return cert, key, ca
 
     def __post_init__(self) -> None:
-        _ = self.quota_bytes, self.limits, self.device_seconds, self.outside
+        _ = self.quota_bytes, self.limits, self.device_seconds, self.visit_seconds, self.outside
+        _ = self.keepalive_seconds
         host, _ = _parted("--listen", self.listen)
         for option, listen in (
             ("--enrol-listen", self.enrol_listen),
@@ -141,6 +166,12 @@ def _parted(option: str, text: str) -> tuple[str, int]:
     if not separator or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"{option} {text!r} must be HOST:PORT, for example 127.0.0.1:8440")
     return host, int(port)
+
+
+def _seconds(text: str) -> float:
+    """The seconds that an option's text means ("90s", "5m", "12h", "7d"); 0 for what means none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]] if found else 0.0
 
 
 def _bytes(option: str, text: str, moot: str) -> int:

@@ -3,7 +3,12 @@
 Every message is checked against who sent it and what its run waits for; what one device says wrong costs its own part.
 """
 
+import asyncio
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import partial
+
+import structlog
 
 from koinon_coordinator.admission import Answer, Voice, admit, check_upload, hear
 from koinon_coordinator.book import Item
@@ -11,10 +16,14 @@ from koinon_coordinator.driver import Driver
 from koinon_coordinator.federation import Federation, passing
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.store import Incident, Part, RunRow
+from koinon_coordinator.visits import Visits
 from koinon_core import run as runs
-from koinon_core.errors import Conflict, RemoteProtocolError, Unavailable
+from koinon_core.condition import Condition
+from koinon_core.costs import Spent
+from koinon_core.errors import Conflict, RemoteProtocolError, StoreError, Unavailable
 from koinon_core.round.effects import Verdict
 from koinon_core.run import Run
+from koinon_core.run.pace import Pace
 from koinon_core.selection.traits import labels_in
 from koinon_core.strategy.protocol import Need
 from koinon_core.wire import convert
@@ -22,12 +31,11 @@ from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = ["Devices"]
 
-
+_log = structlog.get_logger("koinon.devices")
 _MOST = (1 << 63) - 1  # what a database can hold
 _FAR = 1 << 20  # rounds by which a backup may be behind; what a device says beyond that is no round number
-
-
 _SOON = 16 << 10  # bytes that are checked before a worker thread would have woken up
+_EVERY = 10.0  # seconds between two times that a device's condition is written
 
 
 class Devices:
@@ -37,22 +45,75 @@ class Devices:
         self._fed = federation
         self._awaiting: list[tuple[Connection, str]] = []
         self._noted: set[Part] = set()
+        self._visits = Visits(federation.period)
         federation.created.append(self.call_in)
 
     def call_in(self, name: str) -> None:
         """The run that some devices wait for is there."""
-        called = [c for c, awaited in self._awaiting if awaited == name]
-        self._awaiting = [(c, awaited) for c, awaited in self._awaiting if awaited != name]
+        called = [c for c, awaited in self._awaiting if fnmatchcase(name, awaited)]
+        self._awaiting = [(c, awaited) for c, awaited in self._awaiting if not fnmatchcase(name, awaited)]
         for connection in called:
             row = self.join(connection, name)
             assert row is not None
             connection.send(convert.joined(row.id, row.spec))
 
-    async def see(self, connection: Connection, version: str) -> None:
-        await self._fed.db(self._fed.store.see_device, connection.client, version[:32], self._fed.clock())
+    async def see(self, connection: Connection, version: str, condition: Condition | None = None) -> None:
+        """A device attends, and may say how it is."""
+        now = self._fed.clock()
+        await self._fed.db(self._fed.store.see_device, connection.client, version[:32], now, condition)
+        if condition is not None:
+            connection.condition, connection.noted = (condition, now), now
+
+    def condition(self, connection: Connection, condition: Condition) -> None:
+        """A device says how it is. It may do so as often as it likes: what it says last in ten seconds is kept."""
+        connection.condition = condition, self._fed.clock()
+        if connection.noting is None:
+            connection.noting = asyncio.create_task(self._note(connection))
+
+    async def _note(self, connection: Connection) -> None:
+        """Write how a device is: ten seconds after that was last written, or when it leaves."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(connection.noted + _EVERY - self._fed.clock()):
+                await connection.left.wait()
+        connection.noting = None
+        assert connection.condition is not None
+        said, at = connection.condition
+        connection.noted = at
+        try:
+            await self._fed.db(self._fed.store.people.note_condition, connection.client, said, at)
+        except (StoreError, Unavailable) as error:
+            _log.warning(
+                "the condition of a device was not written", client=connection.client, reason=str(error)
+            )
+
+    async def spent(self, connection: Connection, run: str, round_: int, spent: Spent) -> None:
+        """What a device's part in a round has cost; also of a run that is over."""
+        if run not in connection.runs:
+            raise RemoteProtocolError("join a run before speaking of it")
+        kept = await self._fed.db(
+            self._fed.store.keep_costs, run, round_, connection.client, spent, self._fed.clock()
+        )
+        if not kept:
+            raise RemoteProtocolError(
+                f"this device has no part in round {round_}, which could have cost anything"
+            )
+
+    def pace(self, connection: Connection, run: str) -> Pace | None:
+        """When a device that visits shall come back; None where the run does not go on here."""
+        driver = self._driver(connection, run)
+        if driver is None or driver.run.over:
+            self._visits.forget(run)
+            return None
+        return self._visits.told(driver.run, connection.client, self._fed.clock())
 
     def join(self, connection: Connection, name: str, wait: bool = False) -> RunRow | None:
-        """A device enters a run; None if there is none yet and it waits for it."""
+        """A device enters a run, by its name, its id, or a pattern of names ("ward-*"): that is the newest run which is
+        not over. None if there is none yet and it waits for it."""
+        if any(sign in name for sign in "*?["):  # which no run has in its name
+            matching = [row for row in self._fed.rows.values() if fnmatchcase(row.name, name)]
+            open_ = [row for row in matching if not self._fed.ended(row.id)]
+            if open_:
+                name = max(open_, key=lambda row: row.created_at).id
         if wait and not any(name in (row.name, row.id) for row in self._fed.rows.values()):
             if (connection, name) not in self._awaiting:
                 self._awaiting.append((connection, name))
@@ -138,6 +199,7 @@ class Devices:
 
     def gone(self, connection: Connection) -> None:
         """A device's stream ended."""
+        connection.left.set()
         self._awaiting = [(c, name) for c, name in self._awaiting if c is not connection]
         for run in connection.runs:
             if run in self._fed.drivers:

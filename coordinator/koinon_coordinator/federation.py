@@ -21,6 +21,7 @@ from koinon_coordinator.ledger import Ledger
 from koinon_coordinator.roster import Roster
 from koinon_coordinator.store import RoundRow, RunRow, Store, Superseded
 from koinon_coordinator.telling import Said
+from koinon_coordinator.visits import PERIOD
 from koinon_core import run as runs
 from koinon_core.blob import Window
 from koinon_core.codec import Reader
@@ -55,10 +56,12 @@ def _steady_clock() -> Callable[[], float]:
 
 
 class Federation:
-    """Owns the store, the roster and a driver for every live run."""
+    """Owns the store, the roster and a driver for every live run. `period` is how often devices that do not stay
+    attached come by, in seconds."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] | None = None):
+    def __init__(self, store: Store, clock: Callable[[], float] | None = None, *, period: float = PERIOD):
         self.store, self.roster, self.clock = store, Roster(), clock or _steady_clock()
+        self.period = period
         self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="koinon-store")
         self.drivers: dict[str, Driver] = {}
         self.rows: dict[str, RunRow] = {}

@@ -9,7 +9,9 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
+from koinon_core.condition import Condition
 from koinon_core.errors import Conflict
 
 __all__ = ["Connection", "Roster"]
@@ -23,7 +25,8 @@ _JOINED = 256 * 1024
 @dataclass(eq=False)
 class Connection:
     """One device's stream. `outbox` holds encoded messages; None ends the stream. `barred`: nothing that it still says
-    is heard. `able` is what the device says of itself."""
+    is heard. `able` is what the device says of itself, and `condition` how it is, and when it said so: what
+    was said since that was written (`noted`) is written by `noting`, and at once when the device has `left`."""
 
     client: str
     instance: str
@@ -33,6 +36,10 @@ class Connection:
     runs: set[str] = field(default_factory=set)
     barred: bool = False
     able: Mapping[str, float] = field(default_factory=dict)
+    condition: tuple[Condition, float] | None = None
+    noted: float = -inf
+    noting: asyncio.Task[None] | None = None
+    left: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: int = 0
 
     def send(self, message: bytes) -> None:

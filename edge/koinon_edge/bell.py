@@ -160,6 +160,12 @@ class Bell:
             case "ask" | "call":
                 return Rung(self._names.get(said.run, said.run))
             case "ended":
+                name = self._names.get(said.run, said.run)
+                again = [run for run in self.runs if run != name and fnmatchcase(name, run)]
+                if again:  # the next run of that kind is waited for
+                    joins = [pb.DeviceMessage(join=pb.Join(run=run, wait=True)) for run in again]
+                    await call.write(pb.AttendRequest(messages=joins))
+                    return None
                 return self._lost(said.run, f"it is {said.status}: {said.reason}")
             case "trouble":
                 return self._lost(said.run, str(from_code(said.code, said.message)))

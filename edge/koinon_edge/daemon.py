@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
-from koinon_core.errors import KoinonError, StoreError, UsageError
+from koinon_core.errors import KoinonError, StoreError
 from koinon_edge.bell import Back, Bell, Ended, Rung
 from koinon_edge.gate import Gate, Verdict
 from koinon_edge.life import LifeFile
@@ -32,6 +31,7 @@ _log = logging.getLogger("koinon.edge")
 _LOOK = 15.0  # seconds between two looks at the gate while nothing is done
 _WATCH = 2.0  # and while something is
 _TICK = 2.0
+_NOTE = 30.0  # seconds between two words about the device's condition while it works
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
 _PATIENT = 3600.0  # the longest pause after what will not mend itself soon
 _TRIES = 5  # how often work that kills its worker is taken up again
@@ -185,7 +185,7 @@ class Daemon:
         self._pauses.over()
         match heard:
             case Rung(run):
-                return await self._work(self._task_of(run), run)
+                return await self._work(self.settings.task_of(run), run)
             case Back(after):
                 self.life.move(
                     "IDLE", f"the coordinator has nothing to do; it is asked again in {after:.0f} s"
@@ -194,12 +194,6 @@ class Daemon:
             case Ended(why):
                 self._stand_still("; ".join(f"run {run}: {reason}" for run, reason in why.items()))
                 return self._pauses.next(_PATIENT) + self.look_every
-
-    def _task_of(self, run: str) -> TaskSettings:
-        for task in self.settings.tasks.values():
-            if fnmatchcase(run, task.run):
-                return task
-        raise UsageError(f"the coordinator asks for run {run!r}, for which {self.settings.path} has no task")
 
     # -- work -------------------------------------------------------------------------------------------------
 
@@ -264,11 +258,14 @@ class Daemon:
         """The gate, while there is work: losing it pauses the program, and after the owner's patience ends its work."""
         closed_at: float | None = None
         loop = asyncio.get_running_loop()
-        asked = False
+        asked, noted = False, loop.time()
         while True:
             await asyncio.sleep(self.watch_every)
             verdict = await self._look(working=True)
             shift.tick(loop.time())
+            if self.condition is not None and loop.time() - noted > _NOTE:
+                noted = loop.time()
+                shift.note(await asyncio.to_thread(self.condition))
             if self._watch is not None:
                 self._watch.tick("supervisor")
             if verdict.open:

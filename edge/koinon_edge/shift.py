@@ -129,6 +129,10 @@ class Shift:
                     await self._worker.wait()
             self._kill_worker()
 
+    def note(self, condition: Mapping[str, Any]) -> None:
+        """The operator is to know how the device is."""
+        self._say("condition", dict(condition))
+
     def rest(self, reason: str) -> None:
         """Begin nothing new, and end as soon as nothing is owed."""
         self._say("rest", reason)

@@ -23,6 +23,8 @@ NAMES = {
     "journal.written": "what a device knows of a secure round is written, and not under its name",
     "journal.named": "it has its name, and the word that it is about has not left",
     "journal.masked": "a masked update is whole, and the journal does not say so yet",
+    "life.written": "where an edge device stands is written, and not under its name",
+    "life.named": "it has its name, and what comes of it has not been done",
     "rpc.heard": "the coordinator has read a device's message",
     "rpc.said": "the coordinator is about to send a device a message",
     "rpc.upload": "a piece of an upload has arrived",

@@ -1,5 +1,6 @@
 """The link: what a stream begins with, and the pauses between attempts, with a clock and dice of the test's own."""
 
+import math
 import queue
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,10 @@ from koinon_core.wire.v1 import fleet_pb2 as pb
 class Ear:
     """A coordinator that welcomes whoever comes, and notes what they say. `hang_up` ends the open stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, notes: bool = True) -> None:
+        self._notes = notes
         self.streams: list[list[str]] = []
+        self.hellos: list[pb.Hello] = []
         self._open: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._server = grpc.server(ThreadPoolExecutor(8))
         handler = grpc.stream_stream_rpc_method_handler(
@@ -35,9 +38,10 @@ class Ear:
         heard: list[str] = []
         self.streams.append(heard)
         self._open.put(context)
-        welcome = pb.CoordinatorMessage(welcome=pb.Welcome(token="t"))
+        welcome = pb.CoordinatorMessage(welcome=pb.Welcome(token="t", notes=self._notes))
         yield pb.AttendResponse(messages=[welcome])
         for request in requests:
+            self.hellos += [message.hello for message in request.messages if message.HasField("hello")]
             heard += [message.WhichOneof("says") for message in request.messages]
 
     def hang_up(self) -> None:
@@ -79,6 +83,48 @@ def test_a_stream_begins_with_its_join_whatever_the_owner_said_while_it_was_foun
     finally:
         link.close()
         ear.stop()
+
+
+@pytest.mark.parametrize(
+    ("conditions", "heats"),
+    [
+        ([{"heat": 40.0, "state": "IDLE"}, {"heat": 70.0, "state": "TRAINING"}], [40.0, 70.0]),
+        ([{"heat": math.nan}, {"heats": 3}], [None, None]),
+        ([{"state": "IDLE"}, {}], [None, None]),
+    ],
+    ids=["known", "broken sensors", "no sensor"],
+)
+def test_a_device_is_asked_how_it_is_whenever_it_greets(conditions, heats):
+    left = list(conditions)
+    ear, receiver = Ear(), Interrupting()
+    link = receiver.link = GrpcLink(f"127.0.0.1:{ear.port}", "a", condition=lambda: left.pop(0))
+    try:
+        link.start(receiver)
+        until(lambda: len(ear.hellos) == 1)
+        ear.hang_up()
+        until(lambda: len(ear.hellos) == 2)
+    finally:
+        link.close()
+        ear.stop()
+    assert [h.condition.heat if h.condition.HasField("heat") else None for h in ear.hellos] == heats
+
+
+@pytest.mark.parametrize("notes", [True, False], ids=["this version", "an older one"])
+def test_what_is_for_the_operator_alone_is_not_said_to_a_coordinator_that_would_refuse_it(notes):
+    ear, receiver = Ear(notes=notes), Interrupting()
+    link = receiver.link = GrpcLink(f"127.0.0.1:{ear.port}", "a")
+    try:
+        link.start(receiver)
+        until(lambda: ear.streams and "recall" in ear.streams[0])
+        link.send(pb.DeviceMessage(condition=pb.Condition(state="IDLE")))
+        link.send(pb.DeviceMessage(spent=pb.Spent(run="id", round=1)))
+        link.send(pb.DeviceMessage(ahead=pb.Ahead(run="id")))
+        until(lambda: "ahead" in ear.streams[0])
+    finally:
+        link.close()
+        ear.stop()
+    said = [kind for kind in ear.streams[0] if kind in ("condition", "spent")]
+    assert said == (["condition", "spent"] if notes else [])
 
 
 def most(low: float, high: float) -> float:

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from daemons import QUIET, Daemon, before, created
+from conftest import Coordinator
+from daemons import QUIET, Fleet, before
 from koinon.operator import Operator
 from sysfs import Tree
 
@@ -19,17 +20,19 @@ def board(tmp_path):
     tree.close()
 
 
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory):
+    """One for all tests here."""
+    one = Coordinator(tmp_path_factory.mktemp("house"))
+    yield one
+    one.stop()
+
+
 @pytest.fixture
 def daemons(tmp_path, coordinator, board):
-    made = []
-
-    def make(**settings):
-        made.append(Daemon(tmp_path, "nano", coordinator.address, root=board.root, **settings))
-        return made[-1].start()
-
-    yield make
-    for daemon in made:
-        daemon.close()
+    fleet = Fleet(tmp_path, coordinator, root=board.root)
+    yield fleet
+    fleet.close()
 
 
 SLOW = """
@@ -60,14 +63,14 @@ def test_a_hot_device_is_not_asked_and_says_why(coordinator, daemons, board):
     daemon = daemons()
     life = daemon.wait(lambda life: life["state"] == "IDLE")
     assert "75" in life["reason"]
-    created(coordinator)
+    daemons.created()
     with Operator(coordinator.address, insecure=True) as operator:
-        assert not any(d.attached for d in operator.devices())
+        assert not any(d.attached for d in operator.devices() if d.id == daemon.name)
 
 
-def test_heat_pauses_the_work_and_it_goes_on_when_that_is_over(coordinator, daemons, board):
+def test_heat_pauses_the_work_and_it_goes_on_when_that_is_over(daemons, board):
     daemon = daemons(before=before(SLOW))
-    _, handle = created(coordinator, rounds=1)
+    _, handle = daemons.created(rounds=1)
     until(lambda: alive(daemon) > 3)
     board.zone(1, "gpu-thermal", 92_000)
     until(lambda: "pauses" in daemon.said())
@@ -80,11 +83,11 @@ def test_heat_pauses_the_work_and_it_goes_on_when_that_is_over(coordinator, daem
     assert handle.model()["x"] == pytest.approx([1.0] * 5)
 
 
-def test_work_that_pauses_for_too_long_is_handed_in_as_far_as_it_is(coordinator, daemons, board):
+def test_work_that_pauses_for_too_long_is_handed_in_as_far_as_it_is(daemons, board):
     daemon = daemons(
         before=before(SLOW.replace("range(100)", "range(100000)")), lines=QUIET + 'patience = "1s"\n'
     )
-    _, handle = created(coordinator, rounds=1)
+    _, handle = daemons.created(rounds=1)
     until(lambda: alive(daemon) > 3)
     board.zone(1, "gpu-thermal", 92_000)
     handle.wait()
@@ -94,7 +97,7 @@ def test_work_that_pauses_for_too_long_is_handed_in_as_far_as_it_is(coordinator,
 
 def test_what_a_round_has_cost_is_the_operators_to_see(coordinator, daemons, board):
     daemon = daemons(before="time.sleep(1.2)")
-    _, handle = created(coordinator, rounds=1)
+    _, handle = daemons.created(rounds=1)
     handle.wait()
     daemon.wait(lambda life: life["state"] == "DONE")
 

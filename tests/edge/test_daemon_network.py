@@ -1,4 +1,4 @@
-"""The network of a real daemon: an owner's proxy, a bandwidth, links that are cut, a device that visits, bytes counted."""
+"""The network of a real daemon: a proxy, a bandwidth, links that are cut, visits, bytes that are counted."""
 
 import asyncio
 import json
@@ -8,24 +8,27 @@ import time
 import numpy as np
 import pytest
 
-from daemons import QUIET, Daemon, created, incidents
+from conftest import Coordinator
+from daemons import QUIET, Fleet, incidents
 from proxy import Fault, Proxy
 
 pytestmark = pytest.mark.timeout(90)
 WIDE = 125_000  # float64: 1 MB
 
 
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory):
+    """One for all tests here."""
+    one = Coordinator(tmp_path_factory.mktemp("house"))
+    yield one
+    one.stop()
+
+
 @pytest.fixture
 def daemons(tmp_path, coordinator):
-    made = []
-
-    def make(name="dev", **settings):
-        made.append(Daemon(tmp_path, name, settings.pop("address", coordinator.address), **settings))
-        return made[-1].start()
-
-    yield make
-    for daemon in made:
-        daemon.close()
+    fleet = Fleet(tmp_path, coordinator)
+    yield fleet
+    fleet.close()
 
 
 class Connecting:
@@ -71,7 +74,7 @@ class Connecting:
 def test_all_goes_through_the_owners_proxy(coordinator, daemons):
     proxy = Connecting()
     daemons(lines=QUIET + f'[network]\nproxy = "http://127.0.0.1:{proxy.port}"\n')
-    _, handle = created(coordinator)
+    _, handle = daemons.created()
     handle.wait()
     proxy.close()
     assert len(proxy.tunnels) >= 2, "the bell's connection, and the worker's"
@@ -83,7 +86,7 @@ def test_an_update_arrives_over_a_link_that_is_cut_every_200_kilobytes(coordinat
         daemon = daemons(
             address=proxy.address, step="np.random.default_rng(1).normal(size=125_000)", size=WIDE
         )
-        _, handle = created(coordinator, size=WIDE, rounds=1, max_examples=16)
+        _, handle = daemons.created(size=WIDE, rounds=1, max_examples=16)
         daemon.wait(lambda life: life["state"] in ("TRAINING", "PACKING", "UPLOADING", "DONE"))
         proxy.fault = Fault(delay=0.01, rate=5e6, cut_up=200_000, every=True)
         handle.wait()
@@ -92,10 +95,10 @@ def test_an_update_arrives_over_a_link_that_is_cut_every_200_kilobytes(coordinat
     assert incidents(handle) == []
 
 
-def test_a_bandwidth_is_kept_and_bytes_are_counted_by_the_day(coordinator, daemons):
+def test_a_bandwidth_is_kept_and_bytes_are_counted_by_the_day(daemons):
     lines = QUIET + 'bytes_day = "1GB"\n[network]\nbandwidth = "500KB"\n'
     daemon = daemons(step="np.random.default_rng(1).normal(size=125_000)", size=WIDE, lines=lines)
-    _, handle = created(coordinator, size=WIDE, rounds=1, max_examples=16)
+    _, handle = daemons.created(size=WIDE, rounds=1, max_examples=16)
     daemon.wait(lambda life: life["state"] == "PACKING")
     began = time.monotonic()
     handle.wait()
@@ -106,15 +109,15 @@ def test_a_bandwidth_is_kept_and_bytes_are_counted_by_the_day(coordinator, daemo
     assert 900_000 < max(v for v in spent.values() if isinstance(v, int)) < 4_000_000
 
 
-def test_a_day_without_bytes_left_keeps_it_from_work(coordinator, daemons):
+def test_a_day_without_bytes_left_keeps_it_from_work(daemons):
     daemon = daemons(lines=QUIET + "bytes_day = 0\n")
     life = daemon.wait(lambda life: life["state"] == "IDLE" and life["reason"])
     assert "day" in life["reason"]
 
 
-def test_one_that_visits_is_told_when_to_come_back_and_does(coordinator, daemons):
+def test_one_that_visits_is_told_when_to_come_back_and_does(daemons):
     daemon = daemons(lines=QUIET + '[network]\nattach = "never"\n')
-    _, handle = created(coordinator, rounds=1)
+    _, handle = daemons.created(rounds=1)
     handle.wait()
     assert handle.model()["x"] == pytest.approx([1.0] * 5)
     assert daemon.stop() == 0

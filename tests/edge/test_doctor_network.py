@@ -149,6 +149,7 @@ def proxy(status: str, asked: list[bytes]):
                 back = threading.Thread(target=pump, args=(far, near))
                 back.start()
                 pump(near, far)
+                far.shutdown(socket.SHUT_RDWR)
                 back.join()
 
     def pump(source: socket.socket, to: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import zipfile
 
 import pytest
@@ -147,6 +148,13 @@ def test_what_is_known_here_goes_whatever_it_looks_like():
     log = "fish seafood! cockroach fishing koinon-edge report"
     kept = texts_of(report([], Extra(log=log, environment={}, arguments=given)))["log.txt"]
     assert kept == "<withheld> <withheld> <withheld> fishing koinon-edge report"
+
+
+@pytest.mark.parametrize("piece", ["a.", "a-", "a", "A1", "/a", "://a", "key='", "a@a", "--", "::", "1."])
+def test_a_log_that_is_nonsense_is_read_in_time(piece):
+    began = time.monotonic()
+    Redactor(["swordfish"], ["fl.example"], ["alice"])(piece * (64 * 1024 // len(piece)))
+    assert time.monotonic() - began < 10.0, "minutes, where a pattern tries every way to match"
 
 
 def test_a_long_log_is_cut_at_a_line():

@@ -264,7 +264,7 @@ class Gadget:
     def learn(self, task: Any) -> None:
         """The owner's loop."""
         self.model["x"] += 2.0**-self.index
-        steps = task._steering.recorded
+        steps = task.steering.recorded
         steps.steps, steps.lr, steps.displacement = 1, 1.0, 1.0
         task.submit(examples=1)
 

@@ -11,6 +11,7 @@ from koinon.cli.output import (
     Insecure,
     as_dict,
     console,
+    figure,
     moment,
     print_json,
     size,
@@ -19,11 +20,14 @@ from koinon.cli.output import (
 from koinon.operator import Operator
 from koinon_core.selection.traits import labels_in
 from koinon_core.wire.v1 import enrolment_pb2 as pb
+from koinon_core.wire.v1 import fleet_pb2 as fleet
 
 __all__ = ["app"]
 
-_MAY_GO = ("certificate until", "enrolled", "software", "gpu", "cores", "memory")
-"""Columns that a narrow terminal does without."""
+_CONDITION = ("heat °C", "disk free", "state")
+"""Columns that a narrow terminal does without, the first of them first."""
+_MAY_GO = ("certificate until", "enrolled", "software", "gpu", "cores", "memory", *_CONDITION)
+"""Columns that take no place where nothing stands in them."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Name = Annotated[str, typer.Argument(help="The device's name.")]
@@ -53,17 +57,26 @@ def list_devices(
         "memory",
         "cores",
         "gpu",
+        "heat °C",
+        "disk free",
+        "state",
         "label",
     )
     rows = [
         (
             d.id, d.status, "yes" if d.attached else "", moment(d.enrolled_at), moment(d.last_seen),
             moment(d.expires_at), d.software, size(d.able.memory_mb << 20), str(d.able.cores or ""),
-            str(d.able.gpu or ""), "; ".join(filter(None, (d.label, d.reason))),
+            str(d.able.gpu or ""), *_condition(d.condition), "; ".join(filter(None, (d.label, d.reason))),
         )
         for d in found
     ]  # fmt: skip
-    console().print(table_of(columns, rows, measured=_MAY_GO))
+    console().print(table_of(columns, rows, measured=_MAY_GO, spare=_CONDITION))
+
+
+def _condition(now: fleet.Condition) -> tuple[str, str, str]:
+    """How a device was when it last said so; empty where it did not."""
+    free = size(now.disk_free_mb * (1 << 20)) if now.HasField("disk_free_mb") else ""
+    return figure(now.heat, now.HasField("heat")), free, now.state
 
 
 @app.command(epilog="Example: koinon device revoke ward-7 --reason 'lost'")

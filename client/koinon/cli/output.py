@@ -112,7 +112,8 @@ def _numbers(message: Message, value: dict[str, Any]) -> dict[str, Any]:
     for f in message.DESCRIPTOR.fields:
         held = getattr(message, f.name)
         if f.cpp_type in (f.CPPTYPE_INT64, f.CPPTYPE_UINT64) and not f.is_repeated:
-            value[f.name] = held
+            if f.name in value:  # what is optional and was not said is not 0
+                value[f.name] = held
         elif f.message_type and f.name in value and not f.message_type.GetOptions().map_entry:
             if f.is_repeated:
                 value[f.name] = [_numbers(m, v) for m, v in zip(held, value[f.name], strict=True)]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koinon.best import best_of
-from koinon.cli import measured
+from koinon.cli import costs, measured
 from koinon.cli.output import (
     Address,
     AsJson,
@@ -59,7 +59,12 @@ def list_runs(
 @app.command(epilog="Example: koinon run show digits --round 3")
 def show(
     name: Name,
-    round_: Annotated[int | None, typer.Option("--round", help="Every participant of this round.")] = None,
+    round_: Annotated[
+        int | None,
+        typer.Option(
+            "--round", min=0, max=(1 << 63) - 1, help="Every participant of this round, and its cost."
+        ),
+    ] = None,
     address: Address = None,
     credentials: Credentials = None,
     insecure: Insecure = None,
@@ -67,7 +72,7 @@ def show(
 ) -> None:
     """Show a run: every round, who took part, how long each phase took, and what went wrong."""
     with Operator(address, credentials, insecure=insecure) as operator:
-        got = operator.get(name)
+        got = operator.get(name, costs=json or round_ is not None, round_=round_)
     if json:
         value = as_dict(got)
         value.pop("spec")
@@ -122,15 +127,19 @@ def _participants_table(got: pb.GetResponse, number: int) -> Table:
         raise NotFound(f"run {got.run.name!r} has no round {number}; its rounds are 1 to {len(got.rounds)}")
     title = ", ".join(filter(None, (f"Round {number}", r.kind, r.status, _attempt(r), _secure(r))))
     # How many examples a device of a secure round has is nobody's business, and nobody knows.
-    columns = ("device", "status", "answered after s", "up", *([] if r.secure else ["examples"]), "why")
+    told = any(p.HasField("spent") for p in r.participants)
+    columns = (
+        "device", "status", "answered after s", "up", *([] if r.secure else ["examples"]), *(["cost"] if told else []),
+        "why",
+    )  # fmt: skip
     table = Table(title=title, title_justify="left", box=None)
     for column in columns:
-        table.add_column(column, no_wrap=column != "why")
+        table.add_column(column, no_wrap=column not in ("why", "cost"))
     for p in r.participants:
         examples = f"{p.examples or ''}{' (partial)' if p.partial else ''}"
         table.add_row(
             p.client, p.status.replace("_", " "), elapsed(r.asked_at, p.answered_at), size(p.bytes_up),
-            *([] if r.secure else [examples]), p.reason,
+            *([] if r.secure else [examples]), *([costs.of_device(p.spent)] if told else []), p.reason,
         )  # fmt: skip
     return table
 
@@ -161,15 +170,18 @@ def _rounds_table(rounds: Any) -> Table:
             str(r.number), _status(r), _counted(r), _partial(r, counted_in(r)), size(r.bytes_up),
             figure(r.bits, r.bits > 0), figure(r.nmse, r.bits > 0 and not r.secure), size(r.bytes_down),
             "+".join(filter(None, phases)), figure(r.upload_s, r.upload_s > 0), figure(r.fold_s, r.fold_s > 0),
-            _metrics(r),
+            costs.of_round(r), _metrics(r),
         ))  # fmt: skip
     columns = (
         "round", "status", "counted", "partial", "up", "bits/param", "NMSE", "down", "join+work+sum s", "upload s",
-        "fold s", "metrics",
+        "fold s", "energy", "metrics",
     )  # fmt: skip
-    measured = ("partial", "bits/param", "NMSE", "upload s", "fold s")
+    measured = ("partial", "bits/param", "NMSE", "upload s", "fold s", "energy")
     return table_of(
-        columns, rows, measured=measured, spare=("fold s", "upload s", "NMSE", "bits/param", "down", "up")
+        columns,
+        rows,
+        measured=measured,
+        spare=("fold s", "upload s", "NMSE", "bits/param", "down", "up", "energy"),
     )
 
 

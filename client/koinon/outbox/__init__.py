@@ -11,21 +11,36 @@ journal.py  what a device keeps of a secure round's sessions, and secrets.py whe
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from koinon.outbox.disk import DiskOutbox
-from koinon.outbox.files import safe
-from koinon.outbox.memory import Kept, MemoryOutbox, Outbox, Sent
+from koinon.lazily import lazily
 from koinon_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from koinon.outbox.disk import DiskOutbox
+    from koinon.outbox.memory import Kept, MemoryOutbox, Outbox, Sent
 
 __all__ = ["DiskOutbox", "Kept", "MemoryOutbox", "Outbox", "Sent", "open_outbox"]
 
+__getattr__ = lazily(
+    __name__,
+    {
+        "koinon.outbox.disk": ["DiskOutbox"],
+        "koinon.outbox.memory": ["Kept", "MemoryOutbox", "Outbox", "Sent"],
+    },
+)
 
-def open_outbox(name: str | None, folder: Path | None = None) -> Outbox:
+
+def open_outbox(name: str | None, folder: Path | None = None) -> "Outbox":
     """The memory of the device that its owner calls `name`, in `folder` ($KOINON_STATE, $XDG_STATE_HOME/koinon,
     ~/.local/state/koinon). Without a name it could not be recognised when it comes back: nothing is kept for it.
 
     Raises Conflict if another process has that memory, StoreError if it is damaged or cannot be written.
     """
+    from koinon.outbox.disk import DiskOutbox
+    from koinon.outbox.files import safe
+    from koinon.outbox.memory import MemoryOutbox
+
     if not name:
         return MemoryOutbox()
     return DiskOutbox((folder or _home()) / safe(name), name)

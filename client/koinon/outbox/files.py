@@ -16,13 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from koinon.outbox.memory import json_of
 from koinon_core.canonical import sha256
 from koinon_core.errors import BadBlob, StoreError, UsageError
 from koinon_core.failpoints import hit
 
 __all__ = [
-    "Damaged", "Drafted", "File", "make", "read", "read_header", "remove", "safe", "sync", "whole", "write",
+    "Damaged", "Drafted", "File", "json_of", "make", "read", "read_header", "remove", "safe", "sync", "whole", "write",
 ]  # fmt: skip
 
 _MAGIC = b"KOINBOX\n"
@@ -178,6 +177,18 @@ def _pieces(file: File) -> Iterator[bytes]:
     yield from (_MAGIC, _LENGTH.pack(len(header)), header, _framed_digest(header))
     for part in file.parts:
         yield from (_LENGTH.pack(len(part)), part)
+
+
+def json_of(value: Any) -> bytes:
+    """The one JSON of it; numpy's numbers are numbers."""
+
+    def number(scalar: Any) -> Any:
+        if getattr(scalar, "shape", None) == ():
+            return scalar.item()
+        raise TypeError(f"{type(scalar).__name__} is no JSON value")
+
+    # NaN may stand here: whether such a metric is taken is for the coordinator to say.
+    return json.dumps(value, sort_keys=True, default=number).encode()
 
 
 def remove(path: Path) -> None:

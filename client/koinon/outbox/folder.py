@@ -5,7 +5,9 @@ device    which device this is, and how often it was started
 """
 
 import fcntl
+import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from weakref import WeakSet
 from koinon.outbox import files
 from koinon_core.errors import Conflict, LocalProtocolError, StoreError
 
-__all__ = ["Folder", "disk"]
+__all__ = ["Folder", "disk", "own", "runtime_of"]
 
 _locks: WeakSet[IO[bytes]] = WeakSet()
 
@@ -39,6 +41,35 @@ def disk(folder: Path) -> Iterator[None]:
             f"this device cannot keep its memory in {folder}: {error.strerror or error}; free some space "
             "there, or see that its user may write there and that the disk is sound"
         ) from error
+
+
+def _runtime() -> Path:
+    """A folder of this user's that is memory; StoreError's way out is the outbox's own folder, if there is none."""
+    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        given = os.environ.get(name, "").partition(":")[0]
+        if given and os.access(given, os.W_OK):
+            return Path(given) / "koinon"
+    shared = Path("/dev/shm")  # noqa: S108 - memory, and the folder in it is checked to be this user's alone
+    base = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path("/tmp")  # noqa: S108 - as above
+    return base / f"koinon-{os.getuid()}"
+
+
+def runtime_of(folder: Path) -> Path:
+    """Where in this machine's memory a device whose folder that is keeps what a reboot may take."""
+    return _runtime() / hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:24]
+
+
+def own(folder: Path) -> None:
+    """Make a folder that nobody else reads; OSError if another user made it first."""
+    for path in (folder.parent, folder):
+        path.mkdir(parents=True, mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(
+                f"{path} belongs to somebody else; set XDG_RUNTIME_DIR to a folder of this user's"
+            )
+        if path == folder:
+            path.chmod(0o700)
 
 
 class Folder:

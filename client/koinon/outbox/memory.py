@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
+from koinon.outbox.files import json_of
 from koinon.outbox.journal import Journal, MemoryJournal
 from koinon_core.blob import Blob
 from koinon_core.draft import Draft, MemoryDraft
@@ -25,7 +24,7 @@ from koinon_core.strategy.protocol import State
 from koinon_core.update import Head, Stats
 
 __all__ = [
-    "NOTHING", "Kept", "MemoryOutbox", "Outbox", "Sent", "counted", "json_of", "not_counted", "plain", "with_update",
+    "NOTHING", "Kept", "MemoryOutbox", "Outbox", "Sent", "counted", "not_counted", "plain", "with_update",
 ]  # fmt: skip
 
 
@@ -157,18 +156,6 @@ def plain(pin: Mapping[str, Any]) -> dict[str, Any]:
     """A copy as it would be read again; TypeError if it is no JSON."""
     copy: dict[str, Any] = json.loads(json_of(pin))
     return copy
-
-
-def json_of(value: Any) -> bytes:
-    """The one JSON of it; numpy's numbers are numbers."""
-
-    def number(scalar: Any) -> Any:
-        if isinstance(scalar, np.generic):
-            return scalar.item()
-        raise TypeError(f"{type(scalar).__name__} is no JSON value")
-
-    # NaN may stand here: whether such a metric is taken is for the coordinator to say.
-    return json.dumps(value, sort_keys=True, default=number).encode()
 
 
 class MemoryOutbox:

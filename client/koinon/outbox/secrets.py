@@ -4,14 +4,13 @@ other updates, where they may be large."""
 import hashlib
 import json
 import os
-import stat
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from koinon.outbox import files
 from koinon.outbox.files import Damaged
-from koinon.outbox.folder import disk
+from koinon.outbox.folder import disk, own, runtime_of
 from koinon.outbox.journal import Entry
 from koinon.outbox.updates import OpenFile, checked
 from koinon_core.blob import Blob
@@ -25,11 +24,9 @@ class DiskJournal:
 
     def __init__(self, folder: Path, secrets: Path | None = None):
         self._folder = folder
-        self._secrets = (
-            secrets or _runtime() / hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:24]
-        )
+        self._secrets = secrets or runtime_of(folder)
         with disk(self._secrets):
-            _own(self._secrets)
+            own(self._secrets)
 
     def load(self, run: str) -> Entry | None:
         path = self._entry(run)
@@ -49,7 +46,7 @@ class DiskJournal:
         path = self._entry(run)
         new = path.with_suffix(".new")
         with disk(self._secrets):
-            _own(self._secrets)  # somebody's logout may have cleared it
+            own(self._secrets)  # somebody's logout may have cleared it
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(
                     json.dumps({**entry.facts, "boot": _boot()}, sort_keys=True).encode()
@@ -113,27 +110,3 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _runtime() -> Path:
-    """A folder of this user's that is memory; StoreError's way out is the outbox's own folder, if there is none."""
-    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
-        given = os.environ.get(name, "").partition(":")[0]
-        if given and os.access(given, os.W_OK):
-            return Path(given) / "koinon"
-    shared = Path("/dev/shm")  # noqa: S108 - memory, and the folder in it is checked to be this user's alone
-    base = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path("/tmp")  # noqa: S108 - as above
-    return base / f"koinon-{os.getuid()}"
-
-
-def _own(folder: Path) -> None:
-    """Make a folder that nobody else reads; OSError if another user made it first."""
-    for path in (folder.parent, folder):
-        path.mkdir(parents=True, mode=0o700, exist_ok=True)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise PermissionError(
-                f"{path} belongs to somebody else; set XDG_RUNTIME_DIR to a folder of this user's"
-            )
-        if path == folder:
-            path.chmod(0o700)

@@ -1,32 +1,19 @@
-"""The optimizer hook: the strategy's gradient term goes in, and what the steps were is recorded.
-
-A hook before every optimizer step (`register_optimizer_step_pre_hook`) fires for all of torch's optimizers,
-fused and foreach ones included, and sees the learning rate of that step. So the owner's loop stays untouched.
-
-Traps it knows: an optimizer that calls a closure recomputes the gradient after the hook, which would lose the
-term (refused); under a GradScaler a fused optimizer's gradients are still scaled here (the term is scaled too), and one
-whose gradients have overflown is called and does nothing (no step); one that goes uphill adds what it gets (the term
-is turned round).
-"""
+"""The optimizer hook of koinon.child, for what Koinon itself has in numpy: a strategy's `Pull`, and `Tensors`."""
 
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from koinon.models import Recorded
-from koinon.torch.length import Length
-from koinon_core.errors import LocalProtocolError
+from koinon.child.hook import Hook
 from koinon_core.strategy.protocol import Keys, Pull
 from koinon_core.tensors import Tensors
 
 __all__ = ["TorchSteering"]
 
 
-class TorchSteering:
+class TorchSteering(Hook):
     """Steers every optimizer that holds parameters of one model, while it is entered."""
 
     def __init__(
@@ -39,113 +26,20 @@ class TorchSteering:
         train: Keys | None,
         keep_optimizer: bool = False,
     ):
-        self.recorded = Recorded()
-        self._parameters, self._pull, self._start, self._measure = parameters, pull, start, measure
-        self._names = {id(p): n for n, p in parameters.items()}
-        # Not those that the owner has frozen: they stay so.
-        self._frozen = [
-            p for n, p in parameters.items() if train is not None and n not in train and p.requires_grad
-        ]
-        self._length = Length(self.recorded, pull.mu, keep_optimizer)
-        self._sum: dict[str, torch.Tensor] = {}
-        self._terms: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
-        self._handle: Any = None
-        self._begun: WeakSet[Optimizer] = WeakSet()
-        self._keep = keep_optimizer
-
-    def __enter__(self) -> "TorchSteering":
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
-            parameter.grad = None  # or an optimizer would go on with that of the pass before
-        self._handle = register_optimizer_step_pre_hook(self._before_step)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._handle.remove()
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
+        super().__init__(
+            parameters,
+            pull.mu,
+            pull.shift,
+            start,
+            measure=measure,
+            train=train,
+            keep_optimizer=keep_optimizer,
+        )
+        self._dtypes: dict[str, Any] = {n: a.dtype for n, a in start.items()}
 
     def gradient(self) -> Tensors:
         """The mean gradient over the steps of a measuring pass; zero for what had none."""
-        n = max(1, self.recorded.steps)
-        out = {}
-        for name, parameter in self._parameters.items():
-            total = self._sum.get(name, torch.zeros_like(parameter))
-            out[name] = (total.detach() / n).to("cpu").numpy().astype(self._start[name].dtype)
-        return Tensors(out)
+        return Tensors({n: self._as_sent(n) for n in self._parameters})
 
-    @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        ours = [
-            [p for p in g["params"] if id(p) in self._names and p.requires_grad]
-            for g in optimizer.param_groups
-        ]
-        groups = [group for group, them in zip(optimizer.param_groups, ours, strict=True) if them]
-        if not groups:
-            return  # another model's optimizer in the same process
-        # args is (self, closure): torch hands over the arguments of the wrapped step.
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        steered = self._measure or self._pull.mu or self._pull.shift is not None
-        if closure is not None and steered:
-            raise LocalProtocolError(
-                f"{type(optimizer).__name__}.step(closure) recomputes the gradient after the strategy's term went "
-                "in, which loses it; use an optimizer without a closure, or a strategy without a gradient term"
-            )
-        parameters = {self._names[id(p)]: p for them in ours for p in them}
-        self._forget(optimizer, parameters)
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None and skipped:  # the GradScaler's: a fused optimizer leaves everything as it is
-            return
-        scale = getattr(optimizer, "grad_scale", None)
-        for group, them in zip(optimizer.param_groups, ours, strict=True):
-            sign = -1.0 if group.get("maximize") else 1.0
-            for parameter in them:
-                self._touch(self._names[id(parameter)], parameter, sign if scale is None else sign * scale)
-        self._length.follow(optimizer, groups, frozenset(parameters))
-
-    def _forget(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
-        """At its first step here, an optimizer has no memory of steps before: its momentum is about weights that the
-        round, or another pass, has replaced, and the length of the steps is told as if there were none."""
-        if self._keep or optimizer in self._begun:
-            return
-        self._begun.add(optimizer)
-        for parameter in parameters.values():
-            optimizer.state.pop(parameter, None)
-
-    def _touch(self, name: str, parameter: torch.nn.Parameter, scale: torch.Tensor | float) -> None:
-        """Put the term into the gradient, `scale` times; or take the gradient out, where it is measured."""
-        if self._measure:
-            if parameter.grad is not None:
-                gradient = parameter.grad.to_dense() / scale
-                self._sum[name] = self._sum[name] + gradient if name in self._sum else gradient
-                parameter.grad = None  # the optimizer skips it: the weights stay as they are
-            return
-        anchor, shift = self._term(name, parameter)
-        if shift is None and (anchor is None or parameter.grad is None):
-            return
-        if parameter.grad is None:
-            # It is zero, and a variate that was not stepped by would count as if it had been. A proximal term alone
-            # has no such account: what the owner leaves out of a step stays out.
-            parameter.grad = torch.zeros_like(parameter)
-        elif parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.to_dense()
-        term = torch.zeros_like(parameter.grad)
-        if anchor is not None:
-            term += self._pull.mu * (parameter - anchor)
-        if shift is not None:
-            term += shift
-        if isinstance(scale, torch.Tensor) or scale != 1.0:
-            term *= scale
-        parameter.grad += term
-
-    def _term(
-        self, name: str, parameter: torch.nn.Parameter
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if name not in self._terms:
-            anchor = torch.tensor(self._start[name]).to(parameter) if self._pull.mu else None
-            shifts = self._pull.shift
-            shift = (
-                torch.tensor(shifts[name]).to(parameter) if shifts is not None and name in shifts else None
-            )
-            self._terms[name] = (anchor, shift)
-        return self._terms[name]
+    def _as_sent(self, name: str) -> Any:
+        return self.mean(name).to("cpu", getattr(torch, str(self._dtypes[name]))).numpy()

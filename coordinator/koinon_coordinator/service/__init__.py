@@ -34,6 +34,7 @@ async def serve(
     limits: Limits = Limits(),  # noqa: B008 - it is frozen
     security: Security | None = None,
     health_listen: str = "",
+    keepalive: float = 0.0,
 ) -> None:  # fmt: skip
     """Serve until `stop` is set. `ready` is called with the port once devices may come, and `security` knows then how
     they do. Without `security` everything is in plain text and open to everybody who reaches it."""
@@ -44,7 +45,7 @@ async def serve(
         **fleet.table, **blobs.table, **Runs(federation).table, **Renewal(federation, security).table,
         **Directory(federation, guard, security).table,
     }  # fmt: skip
-    server = listening.server(handlers(table, guard))
+    server = listening.server(handlers(table, guard), keepalive=keepalive)
     port = listening.bind(server, listen, security, mutual=True)
     servers = [server]
     if security is not None:

@@ -10,9 +10,11 @@ import structlog
 from koinon_coordinator.federation import Federation
 from koinon_coordinator.identity import Security, pki
 from koinon_coordinator.identity.tokens import new_token
+from koinon_coordinator.roster import Connection
 from koinon_coordinator.service.calls import Context, Table
 from koinon_coordinator.service.peers import Guard
 from koinon_coordinator.store import DeviceRow, OperatorRow
+from koinon_core.condition import Condition
 from koinon_core.errors import BadBlob, UsageError
 from koinon_core.identity import KEY, Entry, check_name, verify
 from koinon_core.wire import convert
@@ -100,12 +102,14 @@ class Directory:
     def _device(self, row: DeviceRow) -> pb.DeviceInfo:
         status = "revoked" if row.revoked_at is not None else "enrolled" if row.key else "seen"
         connection = self._federation.roster.get(row.name)
+        condition, at = _condition(row, connection)
         return pb.DeviceInfo(
             id=row.name, label=row.label, status=status, attached=connection is not None,
             enrolled_at=row.enrolled_at or 0.0, last_seen=row.last_seen, expires_at=row.expires_at or 0.0,
             revoked_at=row.revoked_at or 0.0, revoked_by=row.revoked_by, reason=row.reason,
             key=bytes.fromhex(row.key or ""), version=row.entry_version, software=row.version,
             able=convert.able_to(connection.able) if connection is not None else None,
+            condition=convert.condition_to(condition) if at else None, condition_at=at,
         )  # fmt: skip
 
     # -- operators --------------------------------------------------------------------------------------------
@@ -186,6 +190,13 @@ class Directory:
         await self._db(self._people.set_roster, request.key.hex(), version, signed)
         _log.info("a signed roster was imported", entries=len(entries), version=version, by=context.peer.name)
         return pb.ImportRosterResponse(entries=len(entries), version=version)
+
+
+def _condition(row: DeviceRow, connection: Connection | None) -> tuple[Condition, float]:
+    """How a device is, and when it said so: what it said here last may be written only later."""
+    if connection is not None and connection.condition is not None:
+        return connection.condition
+    return Condition.from_json(row.condition), row.condition_at or 0.0
 
 
 def _operator(row: OperatorRow) -> pb.OperatorInfo:

@@ -14,6 +14,7 @@ from koinon_coordinator.federation import Federation
 from koinon_coordinator.roster import Connection
 from koinon_coordinator.service.calls import Context, Table
 from koinon_core import PROTOCOL, __version__
+from koinon_core.condition import Condition
 from koinon_core.errors import Denied, KoinonError, RemoteProtocolError, StoreError, Unavailable
 from koinon_core.failpoints import hit
 from koinon_core.wire import convert
@@ -55,8 +56,10 @@ class Fleet:
         connection.able = convert.able_from(hello.able)
         reader = asyncio.create_task(self._read(connection, requests))
         try:
-            await self.devices.see(connection, hello.version)
-            welcome = fleet_pb2.Welcome(protocol=PROTOCOL, version=__version__, token=connection.token)
+            await self.devices.see(connection, hello.version, _condition_of(hello))
+            welcome = fleet_pb2.Welcome(
+                protocol=PROTOCOL, version=__version__, token=connection.token, notes=True
+            )
             yield convert.envelope(fleet_pb2.CoordinatorMessage(welcome=welcome))
             while message := await connection.next():
                 yield message
@@ -106,6 +109,8 @@ class Fleet:
             case "offer":
                 held = m.held[:64] if m.HasField("held") else None
                 await self.devices.offer(connection, m.run, m.evaluates, m.engaged, held)
+                if m.visit and (told := self.devices.pace(connection, m.run)) is not None:
+                    connection.send(convert.envelope(convert.pace(m.run, told)))
                 self._tell_if_over(connection, m.run)  # it may have ended between the two
             case "answer":
                 answer = Answer(
@@ -131,14 +136,38 @@ class Fleet:
                 self.devices.leave(connection, m.run, m.round, _plain(m.code[:32]), _plain(m.detail[:2000]))
             case "progress":
                 self.devices.progress(connection, m.run)
+            case "condition" | "spent":
+                await self._note(connection, kind, m)
             case _:
                 raise RemoteProtocolError(f"a message of an unknown kind {kind!r} came from this device")
+
+    async def _note(self, connection: Connection, kind: str, m: Any) -> None:
+        """What is for the operator alone. Where it cannot be, or the database does not take it, that is no reason to
+        trouble the device, which could do nothing about it but stop its work."""
+        try:
+            if kind == "condition":
+                self.devices.condition(connection, convert.condition_from(m))
+            else:
+                await self.devices.spent(connection, m.run, m.round, convert.spent_from(m))
+        except KoinonError as error:
+            _log.warning(
+                "a device's figures are not kept", client=connection.client, kind=kind, reason=str(error)
+            )
 
     def _tell_if_over(self, connection: Connection, run: str) -> None:
         row = self._federation.ended(run)
         if row is not None:
             ended = fleet_pb2.Ended(run=row.id, status=row.status, reason=row.reason)
             connection.send(convert.envelope(fleet_pb2.CoordinatorMessage(ended=ended)))
+
+
+def _condition_of(hello: fleet_pb2.Hello) -> Condition | None:
+    """How a device that greets is; None where it does not say so, or says what cannot be."""
+    try:
+        return convert.condition_from(hello.condition) if hello.HasField("condition") else None
+    except RemoteProtocolError as error:
+        _log.warning("a device's figures are not kept", client=hello.client, kind="hello", reason=str(error))
+        return None
 
 
 def _plain(text: str) -> str:

@@ -45,9 +45,13 @@ _STRANGERS = [
 ]
 
 
-def server(handlers: Sequence[grpc.GenericRpcHandler], *, strangers: bool = False) -> grpc.aio.Server:
-    """A server that is not started yet; one for `strangers` takes nothing large, and not for long."""
-    made = grpc.aio.server(options=_STRANGERS if strangers else _OPTIONS)
+def server(
+    handlers: Sequence[grpc.GenericRpcHandler], *, strangers: bool = False, keepalive: float = 0.0
+) -> grpc.aio.Server:
+    """A server that is not started yet; one for `strangers` takes nothing large, and not for long. `keepalive` is in
+    seconds (0: as usual): how often a connection is asked for a sign of life that says nothing by itself."""
+    pings = [("grpc.keepalive_time_ms", int(keepalive * 1000))] if keepalive else []
+    made = grpc.aio.server(options=_STRANGERS if strangers else [*_OPTIONS, *pings])
     made.add_generic_rpc_handlers(handlers)
     return made
 

@@ -80,8 +80,12 @@ class Runs:
         incidents = await federation.db(federation.store.incidents, row.id)
         version = await federation.db(federation.store.latest_model, row.id)
         now = federation.current(row)
+        told = self._rounds(row, rounds)
+        if request.costs:
+            number = request.round if request.HasField("round") else None
+            await self._add_costs(row, told, number)
         return runs_pb2.GetResponse(
-            run=self._info(row), spec=row.spec, rounds=self._rounds(row, rounds),
+            run=self._info(row), spec=row.spec, rounds=told,
             incidents=[
                 runs_pb2.Incident(at=i.at, client=i.client, round=i.round, code=i.code, message=i.message)
                 for i in incidents
@@ -89,6 +93,16 @@ class Runs:
             attached=federation.attached(row.id), model_digest=version.digest, head=now.head,
             audit_number=now.audit_number, audit_hash=now.audit_hash,
         )  # fmt: skip
+
+    async def _add_costs(self, row: RunRow, rounds: Iterable[runs_pb2.RoundInfo], number: int | None) -> None:
+        """What each device's part has cost, in one round or in all."""
+        if number is not None and number > _MOST_ROUNDS:
+            return
+        costs = await self._federation.db(self._federation.store.costs, row.id, number)
+        for r in rounds:
+            for p in r.participants:
+                if (spent := costs.get((r.number, p.client))) is not None:
+                    p.spent.CopyFrom(convert.spent_to(row.id, r.number, spent))
 
     async def watch(
         self, request: runs_pb2.WatchRequest, context: Context
@@ -237,6 +251,7 @@ def _round(r: RoundRow, spec: RunSpec) -> runs_pb2.RoundInfo:
         ],
         metrics=r.metrics, bytes_up=r.bytes_up, bytes_down=r.bytes_down, model_digest=r.model,
         head=r.head, bits=bits, nmse=r.nmse, upload_s=r.upload_s, fold_s=r.fold_s, secure=spec.secure,
+        joules=r.joules, metered=r.metered,
     )  # fmt: skip
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from koinon_coordinator.store import models
 from koinon_coordinator.store.models import rows_of
 from koinon_core.audit import Entry
 from koinon_core.canonical import digest_of
+from koinon_core.condition import Condition
+from koinon_core.costs import Spent
 from koinon_core.errors import StoreError
 from koinon_core.round.events import Event, Heard, Voiced, dump
 from koinon_core.round.machine import Round
@@ -34,6 +36,7 @@ __all__ = [
     "UpdateRow",
     "beat",
     "create_run",
+    "keep_costs",
     "measure",
     "participants",
     "see_device",
@@ -267,6 +270,25 @@ def measure(tx: Connection, run: str, round_: int, metrics: Mapping[str, float])
     _upsert(tx, models.Metric, rows, ("run", "round", "name"), ("value",))
 
 
+def keep_costs(tx: Connection, run: str, round_: int, client: str, spent: Spent, at: float) -> bool:
+    """What a device's part in a round has cost, in the place of what it said before; False if it has no part in it. It
+    belongs to no turn: whoever owns the run, it is the device's word."""
+    p = rows_of(models.Participant).c
+    mine = (p.run == run) & (p.round == round_) & (p.client == client)
+    if tx.execute(select(p.client).where(mine)).first() is None:
+        return False
+    row = {
+        "run": run,
+        "round": round_,
+        "client": client,
+        "at": at,
+        "joules": spent.joules,
+        "spent": spent.to_json(),
+    }
+    _upsert(tx, models.Cost, [row], ("run", "round", "client"), ("at", "joules", "spent"))
+    return True
+
+
 def _write_updates(tx: Connection, run: Run, updates: Sequence[UpdateRow]) -> None:
     rows = [
         {
@@ -420,7 +442,13 @@ def participants(r: Round) -> Iterable[tuple[int, str, str, str]]:
             yield number, client, "cancelled" if r.stage == "abandoned" else "late", r.reason
 
 
-def see_device(tx: Connection, name: str, version: str, at: float) -> None:
-    """Note that a device attended."""
-    row = {"name": name, "version": version, "first_seen": at, "last_seen": at}
-    _upsert(tx, models.Device, [row], ("name",), ("version", "last_seen"))
+def see_device(
+    tx: Connection, name: str, version: str, at: float, condition: Condition | None = None
+) -> None:
+    """Note that a device attended, and how it is, if it says so."""
+    row: dict[str, Any] = {"name": name, "version": version, "first_seen": at, "last_seen": at}
+    changed: tuple[str, ...] = ("version", "last_seen")
+    if condition is not None:
+        row |= {"condition": condition.to_json(), "condition_at": at}
+        changed += ("condition", "condition_at")
+    _upsert(tx, models.Device, [row], ("name",), changed)

@@ -28,6 +28,8 @@ from koinon_coordinator.store.vault import Vault
 from koinon_core.audit import Entry
 from koinon_core.canonical import sha256
 from koinon_core.codec import Window
+from koinon_core.condition import Condition
+from koinon_core.costs import Spent
 from koinon_core.errors import Conflict, NotFound, StoreError
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
@@ -164,8 +166,16 @@ class Store:
         for at in range(0, len(waiting), _PAGE):
             self.blobs.collect(waiting[at : at + _PAGE], release)
 
-    def see_device(self, name: str, version: str, at: float) -> None:
-        self.database.write("see device", partial(changes.see_device, name=name, version=version, at=at))
+    def see_device(self, name: str, version: str, at: float, condition: Condition | None = None) -> None:
+        """Note that a device attended, and how it is, if it says so."""
+        seen = partial(changes.see_device, name=name, version=version, at=at, condition=condition)
+        self.database.write("see device", seen)
+
+    def keep_costs(self, run: str, round_: int, client: str, spent: Spent, at: float) -> bool:
+        """Keep what a device's part in a round has cost, in the place of what it said before; False, and nothing kept,
+        if it has no part in it."""
+        kept = partial(changes.keep_costs, run=run, round_=round_, client=client, spent=spent, at=at)
+        return self.database.write("keep costs", kept)
 
     def put(self, data: bytes) -> Content:
         """`data` as a content for the next change; if it is large it is made durable as a blob now."""
@@ -282,6 +292,10 @@ class Store:
 
     def incidents(self, run: str) -> list[Incident]:
         return self._read("incidents", partial(queries.incidents, run=run))
+
+    def costs(self, run: str, round_: int | None = None) -> dict[tuple[int, str], Spent]:
+        """What devices said of the cost of their part, by round and device: in one round, or in all (None)."""
+        return self._read("costs", partial(queries.costs, run=run, round_=round_))
 
     def verdict(self, run: str, round_: int, client: str) -> tuple[Verdict, str]:
         return self._read("verdict", partial(queries.verdict, run=run, round_=round_, client=client))

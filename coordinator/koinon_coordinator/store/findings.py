@@ -17,6 +17,7 @@ from koinon_coordinator.store.queries import RunRow
 from koinon_core import audit
 from koinon_core.audit import Entry
 from koinon_core.canonical import sha256
+from koinon_core.costs import Spent
 from koinon_core.errors import KoinonError
 from koinon_core.history import extend, genesis, link_of
 from koinon_core.round.machine import Round, rebuild
@@ -176,7 +177,7 @@ class _Rounds:
             said.append(
                 f"the links of its rounds lead to head {self.head[:12]}, its row says {row.head[:12]}"
             )
-        for what, table in (("events", e), ("words of sessions", p)):
+        for what, table in (("events", e), ("words of sessions", p), ("costs", models.Cost)):
             of = self.tx.execute(select(table.round).where(table.run == row.id).distinct()).scalars()
             if strays := sorted(set(of) - set(numbers)):
                 said.append(f"there are {what} of round {strays[0]}, which it does not have")
@@ -196,6 +197,7 @@ class _Rounds:
             return
         yield from ((text, "") for text in self._stored(number, r))
         yield from self._people(r)
+        yield from self._costs(number)
         if r.over and r.terms.kind == "train" and r.reason != "was cancelled: the run was recovered":
             counts = r.stage == "closed" or not r.reason.startswith("was cancelled: ")
             self.streak = 0 if r.stage == "closed" else self.streak + counts
@@ -266,6 +268,21 @@ class _Rounds:
         yield from self._updates(r)
         if r.secure and r.over:
             yield from self._left_over(r)
+
+    def _costs(self, number: int) -> Iterator[tuple[str, str]]:
+        """What devices said of the cost of their part: figures that there can be, of devices that had one."""
+        c, p = models.Cost, models.Participant
+        mine = (p.run == c.run) & (p.round == c.round) & (p.client == c.client)
+        columns = select(c.client, c.spent, c.joules, c.at, p.client.is_not(None)).outerjoin(p, mine)
+        for client, said, joules, at, took_part in self.tx.execute(
+            columns.where(c.run == self.row.id, c.round == number)
+        ):
+            if not took_part:
+                yield "it said what its part has cost, and it had none", client
+            spent = Spent.from_json(said)
+            spent.check()
+            if spent.to_json() != said or spent.joules != joules or not 0 <= at < math.inf:
+                yield "what its part has cost is not what it said", client
 
     def _updates(self, r: Round) -> Iterator[tuple[str, str]]:
         u = models.Update

@@ -14,8 +14,11 @@
     metrics        numbers of a round, by name
     incidents      what was refused or went wrong, for the operator
     contents       bytes by SHA-256: small ones in the row, large ones in a file beside the database
+    costs          what a device's part in a round has cost, as it says itself (koinon_core.costs), with the joules of
+                   all its phases together. For the operator, like an update's `stats`: no chain and no seal is over it
     devices        every device that ever attended or was enrolled: its long-term key, its newest roster entry, until
-                   when its certificate is good, and whether it was revoked. A row is for ever: no name has two keys
+                   when its certificate is good, whether it was revoked, and how it was when it last said so. A row is
+                   for ever: no name has two keys
     tokens         what lets devices in, by the SHA-256 of its secret; `uses` is how many it still has
     operators      who may call what (`role`), and whether they were revoked
     settings       what the federation has once, by name: the owner's pinned roster key and the roster's version
@@ -46,8 +49,8 @@ from sqlalchemy import Table as CoreTable
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
-    "Audit", "Content", "Device", "Event", "Incident", "Metric", "Model", "Operator", "Participant", "Round", "Run",
-    "Setting", "Table", "Token", "Update", "rows_of",
+    "Audit", "Content", "Cost", "Device", "Event", "Incident", "Metric", "Model", "Operator", "Participant", "Round",
+    "Run", "Setting", "Table", "Token", "Update", "rows_of",
 ]  # fmt: skip
 
 _RUN = "runs.id"
@@ -149,6 +152,16 @@ class Update(Table):
     __table_args__ = (UniqueConstraint("run", "round", "client"),)
 
 
+class Cost(Table):
+    __tablename__ = "costs"
+    run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    client: Mapped[str] = mapped_column(String(128), primary_key=True)
+    at: Mapped[float] = mapped_column(Float(53))
+    joules: Mapped[float | None] = mapped_column(Float(53))
+    spent: Mapped[dict[str, Any]]
+
+
 class Model(Table):
     __tablename__ = "models"
     run: Mapped[str] = mapped_column(ForeignKey(_RUN), primary_key=True)
@@ -223,6 +236,8 @@ class Device(Table):
     revoked_at: Mapped[float | None] = mapped_column(Float(53))
     revoked_by: Mapped[str] = mapped_column(String(64), default="")
     reason: Mapped[str] = mapped_column(Text, default="")
+    condition: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    condition_at: Mapped[float | None] = mapped_column(Float(53))
 
 
 class Token(Table):

@@ -5,8 +5,8 @@ and a revoked name is never given again, so that nobody else inherits what other
 """
 
 import hmac
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, insert, select, update
@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from koinon_coordinator.store import models
 from koinon_coordinator.store.models import rows_of
 from koinon_coordinator.store.tx import Database
+from koinon_core.condition import Condition
 from koinon_core.errors import Conflict, Denied, NotFound
 
 __all__ = ["DeviceRow", "OperatorRow", "People", "TokenRow"]
@@ -27,7 +28,8 @@ _ROSTER_KEY, _ROSTER_VERSION = "roster_key", "roster_version"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRow:
     """`key` is the public Ed25519 key in hex; None for a device that attended without an identity. Times are seconds
-    since 1970; `expires_at` is its certificate's end, None where an outside CA made that."""
+    since 1970; `expires_at` is its certificate's end, None where an outside CA made that. `condition` is how it was
+    at `condition_at`, in its own words; empty if it never said so."""
 
     name: str
     version: str
@@ -43,6 +45,8 @@ class DeviceRow:
     revoked_at: float | None
     revoked_by: str
     reason: str
+    condition: Mapping[str, Any] = field(default_factory=dict)
+    condition_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,13 @@ class People:
             return _device(tx, name)
 
         return self._write("revoke device", work)
+
+    def note_condition(self, name: str, condition: Condition, at: float) -> None:
+        """Write how a device is, unless it has said more since."""
+        d = rows_of(models.Device)
+        values = {"condition": condition.to_json(), "condition_at": at}
+        newer = (d.c.name == name) & (d.c.condition_at.is_(None) | (d.c.condition_at < at))
+        self._write("note condition", lambda tx: tx.execute(update(d).where(newer).values(**values)))
 
     def label_device(self, name: str, label: str) -> DeviceRow:
         """Set a device's label. NotFound if there is none of that name."""

@@ -9,15 +9,16 @@ from koinon_coordinator.store import models
 from koinon_coordinator.store.changes import Incident, ModelVersion, PayloadRow, UpdateRow
 from koinon_coordinator.store.models import rows_of
 from koinon_core.audit import Entry
+from koinon_core.costs import Spent
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
 from koinon_core.round.events import Event, load
 from koinon_core.update import Head, Stats
 
 __all__ = [
-    "ParticipantRow", "RoundRow", "RunRow", "SentRow", "audit", "content", "contents", "events", "heads", "incidents",
-    "kept_rounds", "kept_versions", "last_counted", "model_at", "model_before", "release", "round_rows", "run_rows",
-    "sent", "standing", "updates", "verdict",
+    "ParticipantRow", "RoundRow", "RunRow", "SentRow", "audit", "content", "contents", "costs", "events", "heads",
+    "incidents", "kept_rounds", "kept_versions", "last_counted", "model_at", "model_before", "release", "round_rows",
+    "run_rows", "sent", "standing", "updates", "verdict",
 ]  # fmt: skip
 
 
@@ -76,6 +77,8 @@ class RoundRow:
     head: str
     fold_s: float = 0.0
     model: str = ""
+    joules: float | None = None
+    metered: int = 0
     participants: tuple[ParticipantRow, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -382,6 +385,9 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
     model = rows_of(models.Model).c
     versions = tx.execute(select(model.round, model.digest).where(model.run == run, model.round >= since))
     made = {number: digest for number, digest in versions}  # noqa: C416 - dict() takes a cursor for a mapping
+    c = rows_of(models.Cost).c
+    summed = select(c.round, func.sum(c.joules), func.count(c.joules)).where(c.run == run, c.round >= since)
+    cost = {number: (joules, metered) for number, joules, metered in tx.execute(summed.group_by(c.round))}
     columns = (
         r.number, r.kind, r.stage, r.reason, r.opened_at, r.asked_at, r.folding_at, r.ended_at, r.bytes_down,
         r.head, r.fold_s,
@@ -390,10 +396,19 @@ def round_rows(tx: Connection, run: str, since: int = 0) -> list[RoundRow]:
     return [
         RoundRow(
             **row._mapping, model=made.get(row.number, ""), participants=tuple(people.get(row.number, ())),
-            metrics=metrics.get(row.number, {}),
+            metrics=metrics.get(row.number, {}), joules=cost.get(row.number, (None, 0))[0],
+            metered=cost.get(row.number, (None, 0))[1],
         )
         for row in rows
     ]  # fmt: skip
+
+
+def costs(tx: Connection, run: str, round_: int | None = None) -> dict[tuple[int, str], Spent]:
+    """What devices said of the cost of their part, by round and device: in one round, or in all (None)."""
+    c = rows_of(models.Cost).c
+    where = c.run == run if round_ is None else (c.run == run) & (c.round == round_)
+    rows = tx.execute(select(c.round, c.client, c.spent).where(where).order_by(c.round, c.client))
+    return {(number, client): Spent.from_json(spent) for number, client, spent in rows}
 
 
 def incidents(tx: Connection, run: str, most: int = 100) -> list[Incident]:

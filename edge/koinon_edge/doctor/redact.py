@@ -35,8 +35,8 @@ _VALUE = r"""(?:(?:bearer|basic)\s+)?("[^"]*"|'[^']*'|[^\s"',;&})\]]+)"""
 _ASSIGNED = re.compile(rf"""(?i)\b({_NAME}["']?\s*[=:]\s*){_VALUE}""")
 _OPTION = re.compile(rf"(?i)((?<![\w-])--?{_NAME}\s+){_VALUE}")
 _BEARER = re.compile(r"\b([Bb]earer|Basic(?=\s+\S*[0-9A-Z=]))\s+[\w.~+/=-]{6,}")
-_QUERY = re.compile(r"(://[^\s?\"']*)\?[^\s\"']+")
-_MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*")
+_QUERY = re.compile(r"(://[^\s?\"']{0,512})\?[^\s\"']+")
+_MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})*")
 _SYSTEM = r"(?:sys|proc|dev|usr|lib|bin|run/systemd|etc/nv_tegra_release)(?![\w.-])"
 _PATH = re.compile(rf"(?<![\w<>/.:~-])(?:~|/(?!{_SYSTEM})[\w.@+~<>-]+)(?:/[\w.@+~<>-]+)*/?")
 _OURS = {
@@ -60,6 +60,7 @@ _NO_HOST_ENDS = {
     "py", "toml", "json", "pem", "key", "txt", "log", "so", "c", "service", "zip", "conf", "env", "gpu", "utf-8",
 }  # fmt: skip
 _RANDOM = re.compile(r"(?<![\w/+-])(?=[\w/+-]*\d)(?=[\w/+-]*[a-zA-Z])[\w/+-]{24,}={0,2}")
+_LONGEST_NAME = 200
 _READABLE = re.compile(r"/?(?:(?:[a-z]+(?:[_-][a-z0-9]+)+|[a-z0-9_-]{1,20})(?:/|$))+")
 
 
@@ -106,7 +107,7 @@ class Redactor:
         text = _AT_PORT.sub(self._host, _HOST.sub(self._host, text))
         for person in sorted(self._people, key=len, reverse=True):
             text = _word(person, re.IGNORECASE).sub(self._as("name"), text)
-        return _RANDOM.sub(lambda m: m[0] if _READABLE.fullmatch(m[0]) else _WITHHELD, text)
+        return _RANDOM.sub(_unless_readable, text)
 
     def value(self, said: Any) -> Any:
         """A value of JSON, with every text in it redacted, names too."""
@@ -132,6 +133,10 @@ class Redactor:
     def _number(self, kind: str, what: str) -> str:
         seen = self._seen.setdefault(kind, {})
         return seen.setdefault(what.lower() if kind == "host" else what, f"<{kind}{len(seen) + 1}>")
+
+
+def _unless_readable(match: re.Match[str]) -> str:
+    return match[0] if len(match[0]) < _LONGEST_NAME and _READABLE.fullmatch(match[0]) else _WITHHELD
 
 
 def _within(secret: str) -> re.Pattern[str]:

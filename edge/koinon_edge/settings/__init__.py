@@ -2,7 +2,6 @@
 
     name = "line-4"                       # default: what the credentials say, as the address
     address = "coordinator.example:8440"
-    credentials = "/etc/koinon/credentials"
     state = "/var/lib/koinon"
 
     [tasks.defects]                       # a program that trains, for the run of that name

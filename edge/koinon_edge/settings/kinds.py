@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +25,8 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
-    """A program of the owner's that trains for `run`. `timeout` is the longest for one piece of work, `linger` how long
-    the program is kept after its last one, `grace` what it has between being asked to end and being killed. `memory`
+    """A program of the owner's that trains for `run`, a name or a pattern of names ("ward-*"). `timeout` is the longest
+    for one piece of work, `linger` how long the program is kept after its last one, `grace` what it has between being asked to end and being killed. `memory`
     and `cpus` are the most that it may take, where the kernel lets us set them."""
 
     name: str
@@ -107,7 +108,7 @@ class Settings:
     def task_of(self, run: str) -> TaskSettings:
         """The task that trains for `run`. UsageError where there is none."""
         for task in self.tasks.values():
-            if task.run == run:
+            if fnmatchcase(run, task.run):
                 return task
         there = ", ".join(
             f"{t.name} (run {t.run!r})" if t.run != t.name else t.name for t in self.tasks.values()

@@ -61,6 +61,9 @@ class Worker:
                     self.orders.died = str(said["code"]), str(said["detail"])
                 case "rest":
                     self.orders.rest = str(said)
+                case "condition":
+                    if self.session is not None:
+                        self.session.note(said)
                 case "costs":
                     self._spent(said)
                 case "end":

@@ -7,23 +7,22 @@ from collections.abc import Iterable, Mapping
 
 from koinon_core import PROTOCOL, __version__
 from koinon_core.canonical import sha256
+from koinon_core.condition import Condition
+from koinon_core.costs import Phase, Spent
 from koinon_core.errors import KoinonError, RemoteProtocolError, from_code
 from koinon_core.history import Standing
 from koinon_core.round.effects import Verdict
+from koinon_core.run.pace import Pace
 from koinon_core.selection.traits import CAPABILITIES
 from koinon_core.update import Head, Stats
+from koinon_core.wire.sizes import INLINE, MESSAGE_LIMIT
 from koinon_core.wire.v1 import fleet_pb2 as pb
 
 __all__ = [
-    "INLINE", "MESSAGE_LIMIT", "able_from", "able_to", "check_hello", "content", "envelope", "head_from", "head_to",
-    "hello", "joined", "links_from", "links_to", "receipt", "standing", "standing_from", "stats_from", "stats_to",
-    "trouble", "trouble_from", "verdict_from",
+    "INLINE", "MESSAGE_LIMIT", "able_from", "able_to", "check_hello", "condition_from", "condition_to", "content",
+    "envelope", "head_from", "head_to", "hello", "joined", "links_from", "links_to", "pace", "receipt", "spent_from",
+    "spent_to", "standing", "standing_from", "stats_from", "stats_to", "trouble", "trouble_from", "verdict_from",
 ]  # fmt: skip
-
-INLINE = 64 * 1024
-"""Contents up to this many bytes travel in the message that names them."""
-MESSAGE_LIMIT = 4 * 1024 * 1024
-"""No message is larger."""
 
 _VERDICTS: dict[Verdict, pb.Verdict] = {
     "STAGED": pb.VERDICT_STAGED,
@@ -35,12 +34,18 @@ _VERDICTS: dict[Verdict, pb.Verdict] = {
 _MOST_ABLE = (1 << 32) - 1
 
 
-def hello(client: str, instance: str, boot: int = 0, able: Mapping[str, int] | None = None) -> pb.Hello:
-    """The greeting of this version; `able` is what the device says of itself (koinon_core.selection.traits)."""
+def hello(
+    client: str, instance: str, boot: int = 0, able: Mapping[str, int] | None = None,
+    condition: Condition | None = None,
+) -> pb.Hello:  # fmt: skip
+    """The greeting of this version; `able` is what the device says of itself (koinon_core.selection.traits), and
+    `condition` how it is."""
     said = pb.Able(**able) if able else None
+    now = condition_to(condition) if condition is not None else None
     return pb.Hello(
-        protocol=PROTOCOL, client=client, instance=instance, version=__version__, boot=boot, able=said
-    )
+        protocol=PROTOCOL, client=client, instance=instance, version=__version__, boot=boot, able=said,
+        condition=now,
+    )  # fmt: skip
 
 
 def able_from(message: pb.Able) -> dict[str, float]:
@@ -50,6 +55,22 @@ def able_from(message: pb.Able) -> dict[str, float]:
 
 def able_to(able: Mapping[str, float]) -> pb.Able:
     return pb.Able(**{name: int(value) for name, value in able.items()})
+
+
+def condition_to(condition: Condition) -> pb.Condition:
+    return pb.Condition(**condition.to_json())
+
+
+def condition_from(message: pb.Condition) -> Condition:
+    """How a device says that it is. RemoteProtocolError for what none can be like."""
+    found = Condition(
+        heat=message.heat if message.HasField("heat") else None,
+        disk_free_mb=message.disk_free_mb if message.HasField("disk_free_mb") else None,
+        battery=message.battery if message.HasField("battery") else None,
+        state=message.state, power_mode=message.power_mode, board=message.board,
+    )  # fmt: skip
+    found.check()
+    return found
 
 
 def check_hello(message: pb.Hello) -> None:
@@ -129,6 +150,35 @@ def stats_from(message: pb.Stats) -> Stats:
     )
 
 
+def spent_to(run: str, round_: int, spent: Spent) -> pb.Spent:
+    """What a device's part in a round has cost."""
+    value = spent.to_json()
+    phases = [pb.Phase(name=name, **figures) for name, figures in value.pop("phases").items()]
+    return pb.Spent(run=run, round=round_, phases=phases, **value)
+
+
+def spent_from(message: pb.Spent) -> Spent:
+    """RemoteProtocolError for costs that no device can have had."""
+    found = Spent(
+        phases={p.name: _phase_from(p) for p in message.phases}, scope=message.scope, source=message.source,
+        bytes_up=message.bytes_up if message.HasField("bytes_up") else None,
+        bytes_down=message.bytes_down if message.HasField("bytes_down") else None,
+    )  # fmt: skip
+    if len(found.phases) != len(message.phases):
+        raise RemoteProtocolError("the costs of a round name each phase once")
+    found.check()
+    return found
+
+
+def _phase_from(message: pb.Phase) -> Phase:
+    return Phase(
+        joules=message.joules if message.HasField("joules") else None,
+        above_idle=message.above_idle if message.HasField("above_idle") else None,
+        seconds=message.seconds if message.HasField("seconds") else None,
+        missing=message.missing if message.HasField("missing") else None,
+    )
+
+
 def receipt(run: str, round_: int, verdict: Verdict, reason: str) -> pb.CoordinatorMessage:
     return pb.CoordinatorMessage(
         receipt=pb.Receipt(run=run, round=round_, verdict=_VERDICTS[verdict], reason=reason)
@@ -140,6 +190,13 @@ def verdict_from(message: pb.Receipt) -> Verdict:
         if number == message.verdict:
             return name
     raise RemoteProtocolError(f"the coordinator sent a receipt with verdict {message.verdict}")
+
+
+def pace(run: str, told: Pace) -> pb.CoordinatorMessage:
+    """When a device that visits shall come back."""
+    return pb.CoordinatorMessage(
+        pace=pb.Pace(run=run, after_s=told.after, jitter_s=told.jitter, stay_s=told.stay)
+    )
 
 
 def trouble(run: str, error: KoinonError) -> pb.CoordinatorMessage:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from koinon_core.wire.v1 import fleet_pb2 as koinon__core_dot_wire_dot_v1_dot_fleet__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#koinon_core/wire/v1/enrolment.proto\x12\tkoinon.v1\x1a\x1fkoinon_core/wire/v1/fleet.proto\"e\n\x0c\x45nrolRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0b\n\x03\x63sr\x18\x04 \x01(\x0c\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05proof\x18\x06 \x01(\x0c\"P\n\rEnrolResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x02 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"7\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"?\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x02 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x03 \x01(\x0c\">\n\x12\x43reateTokenRequest\x12\x0b\n\x03ttl\x18\x01 \x01(\x04\x12\x0c\n\x04uses\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\t\"8\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\"\x14\n\x12ListDevicesRequest\"=\n\x13ListDevicesResponse\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.koinon.v1.DeviceInfo\"\x8c\x02\n\nDeviceInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08\x61ttached\x18\x04 \x01(\x08\x12\x13\n\x0b\x65nrolled_at\x18\x05 \x01(\x01\x12\x11\n\tlast_seen\x18\x06 \x01(\x01\x12\x12\n\nexpires_at\x18\x07 \x01(\x01\x12\x12\n\nrevoked_at\x18\x08 \x01(\x01\x12\x12\n\nrevoked_by\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x0b\n\x03key\x18\x0b \x01(\x0c\x12\x0f\n\x07version\x18\x0c \x01(\x04\x12\x10\n\x08software\x18\r \x01(\t\x12\x1d\n\x04\x61\x62le\x18\x0e \x01(\x0b\x32\x0f.koinon.v1.Able\"1\n\x13RevokeDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"=\n\x14RevokeDeviceResponse\x12%\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x15.koinon.v1.DeviceInfo\"/\n\x12LabelDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"<\n\x13LabelDeviceResponse\x12%\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x15.koinon.v1.DeviceInfo\"\x16\n\x14ListOperatorsRequest\"C\n\x15ListOperatorsResponse\x12*\n\toperators\x18\x01 \x03(\x0b\x32\x17.koinon.v1.OperatorInfo\"\x9e\x01\n\x0cOperatorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x12\n\ncreated_by\x18\x05 \x01(\t\x12\x12\n\nexpires_at\x18\x06 \x01(\x01\x12\x12\n\nrevoked_at\x18\x07 \x01(\x01\x12\x12\n\nrevoked_by\x18\x08 \x01(\t\"@\n\x15\x43reateOperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\"d\n\x16\x43reateOperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.koinon.v1.OperatorInfo\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x03 \x01(\x0c\"%\n\x15RevokeOperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x16RevokeOperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.koinon.v1.OperatorInfo\"\x15\n\x13\x45xportRosterRequest\"8\n\x14\x45xportRosterResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x04\"3\n\x13ImportRosterRequest\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"8\n\x14ImportRosterResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32N\n\x10\x45nrolmentService\x12:\n\x05\x45nrol\x12\x17.koinon.v1.EnrolRequest\x1a\x18.koinon.v1.EnrolResponse2M\n\x0fIdentityService\x12:\n\x05Renew\x12\x17.koinon.v1.RenewRequest\x1a\x18.koinon.v1.RenewResponse2\xf1\x05\n\x10\x44irectoryService\x12L\n\x0b\x43reateToken\x12\x1d.koinon.v1.CreateTokenRequest\x1a\x1e.koinon.v1.CreateTokenResponse\x12L\n\x0bListDevices\x12\x1d.koinon.v1.ListDevicesRequest\x1a\x1e.koinon.v1.ListDevicesResponse\x12O\n\x0cRevokeDevice\x12\x1e.koinon.v1.RevokeDeviceRequest\x1a\x1f.koinon.v1.RevokeDeviceResponse\x12L\n\x0bLabelDevice\x12\x1d.koinon.v1.LabelDeviceRequest\x1a\x1e.koinon.v1.LabelDeviceResponse\x12R\n\rListOperators\x12\x1f.koinon.v1.ListOperatorsRequest\x1a .koinon.v1.ListOperatorsResponse\x12U\n\x0e\x43reateOperator\x12 .koinon.v1.CreateOperatorRequest\x1a!.koinon.v1.CreateOperatorResponse\x12U\n\x0eRevokeOperator\x12 .koinon.v1.RevokeOperatorRequest\x1a!.koinon.v1.RevokeOperatorResponse\x12O\n\x0c\x45xportRoster\x12\x1e.koinon.v1.ExportRosterRequest\x1a\x1f.koinon.v1.ExportRosterResponse\x12O\n\x0cImportRoster\x12\x1e.koinon.v1.ImportRosterRequest\x1a\x1f.koinon.v1.ImportRosterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#koinon_core/wire/v1/enrolment.proto\x12\tkoinon.v1\x1a\x1fkoinon_core/wire/v1/fleet.proto\"e\n\x0c\x45nrolRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0b\n\x03\x63sr\x18\x04 \x01(\x0c\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05proof\x18\x06 \x01(\x0c\"P\n\rEnrolResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x02 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"7\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"?\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x02 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x03 \x01(\x0c\">\n\x12\x43reateTokenRequest\x12\x0b\n\x03ttl\x18\x01 \x01(\x04\x12\x0c\n\x04uses\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\t\"8\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\"\x14\n\x12ListDevicesRequest\"=\n\x13ListDevicesResponse\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.koinon.v1.DeviceInfo\"\xcb\x02\n\nDeviceInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08\x61ttached\x18\x04 \x01(\x08\x12\x13\n\x0b\x65nrolled_at\x18\x05 \x01(\x01\x12\x11\n\tlast_seen\x18\x06 \x01(\x01\x12\x12\n\nexpires_at\x18\x07 \x01(\x01\x12\x12\n\nrevoked_at\x18\x08 \x01(\x01\x12\x12\n\nrevoked_by\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x0b\n\x03key\x18\x0b \x01(\x0c\x12\x0f\n\x07version\x18\x0c \x01(\x04\x12\x10\n\x08software\x18\r \x01(\t\x12\x1d\n\x04\x61\x62le\x18\x0e \x01(\x0b\x32\x0f.koinon.v1.Able\x12\'\n\tcondition\x18\x0f \x01(\x0b\x32\x14.koinon.v1.Condition\x12\x14\n\x0c\x63ondition_at\x18\x10 \x01(\x01\"1\n\x13RevokeDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"=\n\x14RevokeDeviceResponse\x12%\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x15.koinon.v1.DeviceInfo\"/\n\x12LabelDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"<\n\x13LabelDeviceResponse\x12%\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x15.koinon.v1.DeviceInfo\"\x16\n\x14ListOperatorsRequest\"C\n\x15ListOperatorsResponse\x12*\n\toperators\x18\x01 \x03(\x0b\x32\x17.koinon.v1.OperatorInfo\"\x9e\x01\n\x0cOperatorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x12\n\ncreated_by\x18\x05 \x01(\t\x12\x12\n\nexpires_at\x18\x06 \x01(\x01\x12\x12\n\nrevoked_at\x18\x07 \x01(\x01\x12\x12\n\nrevoked_by\x18\x08 \x01(\t\"@\n\x15\x43reateOperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\"d\n\x16\x43reateOperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.koinon.v1.OperatorInfo\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x03 \x01(\x0c\"%\n\x15RevokeOperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x16RevokeOperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.koinon.v1.OperatorInfo\"\x15\n\x13\x45xportRosterRequest\"8\n\x14\x45xportRosterResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x04\"3\n\x13ImportRosterRequest\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"8\n\x14ImportRosterResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32N\n\x10\x45nrolmentService\x12:\n\x05\x45nrol\x12\x17.koinon.v1.EnrolRequest\x1a\x18.koinon.v1.EnrolResponse2M\n\x0fIdentityService\x12:\n\x05Renew\x12\x17.koinon.v1.RenewRequest\x1a\x18.koinon.v1.RenewResponse2\xf1\x05\n\x10\x44irectoryService\x12L\n\x0b\x43reateToken\x12\x1d.koinon.v1.CreateTokenRequest\x1a\x1e.koinon.v1.CreateTokenResponse\x12L\n\x0bListDevices\x12\x1d.koinon.v1.ListDevicesRequest\x1a\x1e.koinon.v1.ListDevicesResponse\x12O\n\x0cRevokeDevice\x12\x1e.koinon.v1.RevokeDeviceRequest\x1a\x1f.koinon.v1.RevokeDeviceResponse\x12L\n\x0bLabelDevice\x12\x1d.koinon.v1.LabelDeviceRequest\x1a\x1e.koinon.v1.LabelDeviceResponse\x12R\n\rListOperators\x12\x1f.koinon.v1.ListOperatorsRequest\x1a .koinon.v1.ListOperatorsResponse\x12U\n\x0e\x43reateOperator\x12 .koinon.v1.CreateOperatorRequest\x1a!.koinon.v1.CreateOperatorResponse\x12U\n\x0eRevokeOperator\x12 .koinon.v1.RevokeOperatorRequest\x1a!.koinon.v1.RevokeOperatorResponse\x12O\n\x0c\x45xportRoster\x12\x1e.koinon.v1.ExportRosterRequest\x1a\x1f.koinon.v1.ExportRosterResponse\x12O\n\x0cImportRoster\x12\x1e.koinon.v1.ImportRosterRequest\x1a\x1f.koinon.v1.ImportRosterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,41 +49,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDEVICESRESPONSE']._serialized_start=534
   _globals['_LISTDEVICESRESPONSE']._serialized_end=595
   _globals['_DEVICEINFO']._serialized_start=598
-  _globals['_DEVICEINFO']._serialized_end=866
-  _globals['_REVOKEDEVICEREQUEST']._serialized_start=868
-  _globals['_REVOKEDEVICEREQUEST']._serialized_end=917
-  _globals['_REVOKEDEVICERESPONSE']._serialized_start=919
-  _globals['_REVOKEDEVICERESPONSE']._serialized_end=980
-  _globals['_LABELDEVICEREQUEST']._serialized_start=982
-  _globals['_LABELDEVICEREQUEST']._serialized_end=1029
-  _globals['_LABELDEVICERESPONSE']._serialized_start=1031
-  _globals['_LABELDEVICERESPONSE']._serialized_end=1091
-  _globals['_LISTOPERATORSREQUEST']._serialized_start=1093
-  _globals['_LISTOPERATORSREQUEST']._serialized_end=1115
-  _globals['_LISTOPERATORSRESPONSE']._serialized_start=1117
-  _globals['_LISTOPERATORSRESPONSE']._serialized_end=1184
-  _globals['_OPERATORINFO']._serialized_start=1187
-  _globals['_OPERATORINFO']._serialized_end=1345
-  _globals['_CREATEOPERATORREQUEST']._serialized_start=1347
-  _globals['_CREATEOPERATORREQUEST']._serialized_end=1411
-  _globals['_CREATEOPERATORRESPONSE']._serialized_start=1413
-  _globals['_CREATEOPERATORRESPONSE']._serialized_end=1513
-  _globals['_REVOKEOPERATORREQUEST']._serialized_start=1515
-  _globals['_REVOKEOPERATORREQUEST']._serialized_end=1552
-  _globals['_REVOKEOPERATORRESPONSE']._serialized_start=1554
-  _globals['_REVOKEOPERATORRESPONSE']._serialized_end=1621
-  _globals['_EXPORTROSTERREQUEST']._serialized_start=1623
-  _globals['_EXPORTROSTERREQUEST']._serialized_end=1644
-  _globals['_EXPORTROSTERRESPONSE']._serialized_start=1646
-  _globals['_EXPORTROSTERRESPONSE']._serialized_end=1702
-  _globals['_IMPORTROSTERREQUEST']._serialized_start=1704
-  _globals['_IMPORTROSTERREQUEST']._serialized_end=1755
-  _globals['_IMPORTROSTERRESPONSE']._serialized_start=1757
-  _globals['_IMPORTROSTERRESPONSE']._serialized_end=1813
-  _globals['_ENROLMENTSERVICE']._serialized_start=1815
-  _globals['_ENROLMENTSERVICE']._serialized_end=1893
-  _globals['_IDENTITYSERVICE']._serialized_start=1895
-  _globals['_IDENTITYSERVICE']._serialized_end=1972
-  _globals['_DIRECTORYSERVICE']._serialized_start=1975
-  _globals['_DIRECTORYSERVICE']._serialized_end=2728
+  _globals['_DEVICEINFO']._serialized_end=929
+  _globals['_REVOKEDEVICEREQUEST']._serialized_start=931
+  _globals['_REVOKEDEVICEREQUEST']._serialized_end=980
+  _globals['_REVOKEDEVICERESPONSE']._serialized_start=982
+  _globals['_REVOKEDEVICERESPONSE']._serialized_end=1043
+  _globals['_LABELDEVICEREQUEST']._serialized_start=1045
+  _globals['_LABELDEVICEREQUEST']._serialized_end=1092
+  _globals['_LABELDEVICERESPONSE']._serialized_start=1094
+  _globals['_LABELDEVICERESPONSE']._serialized_end=1154
+  _globals['_LISTOPERATORSREQUEST']._serialized_start=1156
+  _globals['_LISTOPERATORSREQUEST']._serialized_end=1178
+  _globals['_LISTOPERATORSRESPONSE']._serialized_start=1180
+  _globals['_LISTOPERATORSRESPONSE']._serialized_end=1247
+  _globals['_OPERATORINFO']._serialized_start=1250
+  _globals['_OPERATORINFO']._serialized_end=1408
+  _globals['_CREATEOPERATORREQUEST']._serialized_start=1410
+  _globals['_CREATEOPERATORREQUEST']._serialized_end=1474
+  _globals['_CREATEOPERATORRESPONSE']._serialized_start=1476
+  _globals['_CREATEOPERATORRESPONSE']._serialized_end=1576
+  _globals['_REVOKEOPERATORREQUEST']._serialized_start=1578
+  _globals['_REVOKEOPERATORREQUEST']._serialized_end=1615
+  _globals['_REVOKEOPERATORRESPONSE']._serialized_start=1617
+  _globals['_REVOKEOPERATORRESPONSE']._serialized_end=1684
+  _globals['_EXPORTROSTERREQUEST']._serialized_start=1686
+  _globals['_EXPORTROSTERREQUEST']._serialized_end=1707
+  _globals['_EXPORTROSTERRESPONSE']._serialized_start=1709
+  _globals['_EXPORTROSTERRESPONSE']._serialized_end=1765
+  _globals['_IMPORTROSTERREQUEST']._serialized_start=1767
+  _globals['_IMPORTROSTERREQUEST']._serialized_end=1818
+  _globals['_IMPORTROSTERRESPONSE']._serialized_start=1820
+  _globals['_IMPORTROSTERRESPONSE']._serialized_end=1876
+  _globals['_ENROLMENTSERVICE']._serialized_start=1878
+  _globals['_ENROLMENTSERVICE']._serialized_end=1956
+  _globals['_IDENTITYSERVICE']._serialized_start=1958
+  _globals['_IDENTITYSERVICE']._serialized_end=2035
+  _globals['_DIRECTORYSERVICE']._serialized_start=2038
+  _globals['_DIRECTORYSERVICE']._serialized_end=2791
 # @@protoc_insertion_point(module_scope)

@@ -84,7 +84,7 @@ class ListDevicesResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[DeviceInfo, _Mapping]]] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("id", "label", "status", "attached", "enrolled_at", "last_seen", "expires_at", "revoked_at", "revoked_by", "reason", "key", "version", "software", "able")
+    __slots__ = ("id", "label", "status", "attached", "enrolled_at", "last_seen", "expires_at", "revoked_at", "revoked_by", "reason", "key", "version", "software", "able", "condition", "condition_at")
     ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,8 @@ class DeviceInfo(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     ABLE_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_AT_FIELD_NUMBER: _ClassVar[int]
     id: str
     label: str
     status: str
@@ -113,7 +115,9 @@ class DeviceInfo(_message.Message):
     version: int
     software: str
     able: _fleet_pb2.Able
-    def __init__(self, id: _Optional[str] = ..., label: _Optional[str] = ..., status: _Optional[str] = ..., attached: bool = ..., enrolled_at: _Optional[float] = ..., last_seen: _Optional[float] = ..., expires_at: _Optional[float] = ..., revoked_at: _Optional[float] = ..., revoked_by: _Optional[str] = ..., reason: _Optional[str] = ..., key: _Optional[bytes] = ..., version: _Optional[int] = ..., software: _Optional[str] = ..., able: _Optional[_Union[_fleet_pb2.Able, _Mapping]] = ...) -> None: ...
+    condition: _fleet_pb2.Condition
+    condition_at: float
+    def __init__(self, id: _Optional[str] = ..., label: _Optional[str] = ..., status: _Optional[str] = ..., attached: bool = ..., enrolled_at: _Optional[float] = ..., last_seen: _Optional[float] = ..., expires_at: _Optional[float] = ..., revoked_at: _Optional[float] = ..., revoked_by: _Optional[str] = ..., reason: _Optional[str] = ..., key: _Optional[bytes] = ..., version: _Optional[int] = ..., software: _Optional[str] = ..., able: _Optional[_Union[_fleet_pb2.Able, _Mapping]] = ..., condition: _Optional[_Union[_fleet_pb2.Condition, _Mapping]] = ..., condition_at: _Optional[float] = ...) -> None: ...
 
 class RevokeDeviceRequest(_message.Message):
     __slots__ = ("id", "reason")

@@ -31,7 +31,7 @@ class AttendResponse(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[CoordinatorMessage, _Mapping]]] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "join", "offer", "answer", "leave", "progress", "recall", "ahead", "voice")
+    __slots__ = ("hello", "join", "offer", "answer", "leave", "progress", "recall", "ahead", "voice", "condition", "spent")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,8 @@ class DeviceMessage(_message.Message):
     RECALL_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
     VOICE_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     join: Join
     offer: Offer
@@ -50,10 +52,12 @@ class DeviceMessage(_message.Message):
     recall: Recall
     ahead: Ahead
     voice: Voice
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ..., voice: _Optional[_Union[Voice, _Mapping]] = ...) -> None: ...
+    condition: Condition
+    spent: Spent
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ..., voice: _Optional[_Union[Voice, _Mapping]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "joined", "ask", "receipt", "cancel", "ended", "trouble", "standing", "call")
+    __slots__ = ("welcome", "joined", "ask", "receipt", "cancel", "ended", "trouble", "standing", "call", "pace")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +67,7 @@ class CoordinatorMessage(_message.Message):
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     joined: Joined
     ask: Ask
@@ -72,23 +77,26 @@ class CoordinatorMessage(_message.Message):
     trouble: Trouble
     standing: Standing
     call: Call
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., trouble: _Optional[_Union[Trouble, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ...) -> None: ...
+    pace: Pace
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., trouble: _Optional[_Union[Trouble, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "client", "instance", "version", "boot", "able")
+    __slots__ = ("protocol", "client", "instance", "version", "boot", "able", "condition")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     ABLE_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     instance: str
     version: str
     boot: int
     able: Able
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., boot: _Optional[int] = ..., able: _Optional[_Union[Able, _Mapping]] = ...) -> None: ...
+    condition: Condition
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., boot: _Optional[int] = ..., able: _Optional[_Union[Able, _Mapping]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
 
 class Able(_message.Message):
     __slots__ = ("memory_mb", "cores", "gpu")
@@ -100,15 +108,33 @@ class Able(_message.Message):
     gpu: int
     def __init__(self, memory_mb: _Optional[int] = ..., cores: _Optional[int] = ..., gpu: _Optional[int] = ...) -> None: ...
 
+class Condition(_message.Message):
+    __slots__ = ("heat", "disk_free_mb", "battery", "state", "power_mode", "board")
+    HEAT_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_MB_FIELD_NUMBER: _ClassVar[int]
+    BATTERY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    POWER_MODE_FIELD_NUMBER: _ClassVar[int]
+    BOARD_FIELD_NUMBER: _ClassVar[int]
+    heat: float
+    disk_free_mb: float
+    battery: float
+    state: str
+    power_mode: str
+    board: str
+    def __init__(self, heat: _Optional[float] = ..., disk_free_mb: _Optional[float] = ..., battery: _Optional[float] = ..., state: _Optional[str] = ..., power_mode: _Optional[str] = ..., board: _Optional[str] = ...) -> None: ...
+
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "version", "token")
+    __slots__ = ("protocol", "version", "token", "notes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     token: str
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+    notes: bool
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token: _Optional[str] = ..., notes: bool = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("run", "wait")
@@ -161,16 +187,30 @@ class Joined(_message.Message):
     def __init__(self, run: _Optional[str] = ..., spec: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("run", "evaluates", "engaged", "held")
+    __slots__ = ("run", "evaluates", "engaged", "held", "visit")
     RUN_FIELD_NUMBER: _ClassVar[int]
     EVALUATES_FIELD_NUMBER: _ClassVar[int]
     ENGAGED_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    VISIT_FIELD_NUMBER: _ClassVar[int]
     run: str
     evaluates: bool
     engaged: int
     held: str
-    def __init__(self, run: _Optional[str] = ..., evaluates: bool = ..., engaged: _Optional[int] = ..., held: _Optional[str] = ...) -> None: ...
+    visit: bool
+    def __init__(self, run: _Optional[str] = ..., evaluates: bool = ..., engaged: _Optional[int] = ..., held: _Optional[str] = ..., visit: bool = ...) -> None: ...
+
+class Pace(_message.Message):
+    __slots__ = ("run", "after_s", "jitter_s", "stay_s")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    JITTER_S_FIELD_NUMBER: _ClassVar[int]
+    STAY_S_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    after_s: float
+    jitter_s: float
+    stay_s: float
+    def __init__(self, run: _Optional[str] = ..., after_s: _Optional[float] = ..., jitter_s: _Optional[float] = ..., stay_s: _Optional[float] = ...) -> None: ...
 
 class Ask(_message.Message):
     __slots__ = ("run", "round", "terms", "model", "down", "epoch", "links", "delta", "delta_base", "elapsed")
@@ -272,6 +312,38 @@ class Stats(_message.Message):
     norm: float
     encode_s: float
     def __init__(self, parameters: _Optional[int] = ..., nmse: _Optional[float] = ..., norm: _Optional[float] = ..., encode_s: _Optional[float] = ...) -> None: ...
+
+class Spent(_message.Message):
+    __slots__ = ("run", "round", "phases", "scope", "source", "bytes_up", "bytes_down")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_UP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    phases: _containers.RepeatedCompositeFieldContainer[Phase]
+    scope: str
+    source: str
+    bytes_up: int
+    bytes_down: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., scope: _Optional[str] = ..., source: _Optional[str] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ...) -> None: ...
+
+class Phase(_message.Message):
+    __slots__ = ("name", "joules", "above_idle", "seconds", "missing")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    JOULES_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_IDLE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    joules: float
+    above_idle: float
+    seconds: float
+    missing: float
+    def __init__(self, name: _Optional[str] = ..., joules: _Optional[float] = ..., above_idle: _Optional[float] = ..., seconds: _Optional[float] = ..., missing: _Optional[float] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "round", "code", "detail")

@@ -60,10 +60,14 @@ class ListResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunInfo, _Mapping]]] = ...) -> None: ...
 
 class GetRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "costs", "round")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    COSTS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    costs: bool
+    round: int
+    def __init__(self, run: _Optional[str] = ..., costs: bool = ..., round: _Optional[int] = ...) -> None: ...
 
 class GetResponse(_message.Message):
     __slots__ = ("run", "spec", "rounds", "incidents", "attached", "model_digest", "head", "audit_number", "audit_hash")
@@ -88,7 +92,7 @@ class GetResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., spec: _Optional[bytes] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ..., incidents: _Optional[_Iterable[_Union[Incident, _Mapping]]] = ..., attached: _Optional[_Iterable[str]] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., audit_number: _Optional[int] = ..., audit_hash: _Optional[str] = ...) -> None: ...
 
 class RoundInfo(_message.Message):
-    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head", "bits", "nmse", "upload_s", "fold_s", "secure", "attempt", "awaited")
+    __slots__ = ("number", "kind", "status", "reason", "opened_at", "asked_at", "folding_at", "closed_at", "participants", "metrics", "bytes_up", "bytes_down", "model_digest", "head", "bits", "nmse", "upload_s", "fold_s", "secure", "attempt", "awaited", "joules", "metered")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +121,8 @@ class RoundInfo(_message.Message):
     SECURE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     AWAITED_FIELD_NUMBER: _ClassVar[int]
+    JOULES_FIELD_NUMBER: _ClassVar[int]
+    METERED_FIELD_NUMBER: _ClassVar[int]
     number: int
     kind: str
     status: str
@@ -138,10 +144,12 @@ class RoundInfo(_message.Message):
     secure: bool
     attempt: int
     awaited: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., bits: _Optional[float] = ..., nmse: _Optional[float] = ..., upload_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., secure: bool = ..., attempt: _Optional[int] = ..., awaited: _Optional[_Iterable[str]] = ...) -> None: ...
+    joules: float
+    metered: int
+    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., opened_at: _Optional[float] = ..., asked_at: _Optional[float] = ..., folding_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., participants: _Optional[_Iterable[_Union[ParticipantInfo, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., model_digest: _Optional[str] = ..., head: _Optional[str] = ..., bits: _Optional[float] = ..., nmse: _Optional[float] = ..., upload_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., secure: bool = ..., attempt: _Optional[int] = ..., awaited: _Optional[_Iterable[str]] = ..., joules: _Optional[float] = ..., metered: _Optional[int] = ...) -> None: ...
 
 class ParticipantInfo(_message.Message):
-    __slots__ = ("client", "status", "reason", "answered_at", "bytes_up", "examples", "partial")
+    __slots__ = ("client", "status", "reason", "answered_at", "bytes_up", "examples", "partial", "spent")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +157,7 @@ class ParticipantInfo(_message.Message):
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
     client: str
     status: str
     reason: str
@@ -156,7 +165,8 @@ class ParticipantInfo(_message.Message):
     bytes_up: int
     examples: int
     partial: bool
-    def __init__(self, client: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., answered_at: _Optional[float] = ..., bytes_up: _Optional[int] = ..., examples: _Optional[int] = ..., partial: bool = ...) -> None: ...
+    spent: _fleet_pb2.Spent
+    def __init__(self, client: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., answered_at: _Optional[float] = ..., bytes_up: _Optional[int] = ..., examples: _Optional[int] = ..., partial: bool = ..., spent: _Optional[_Union[_fleet_pb2.Spent, _Mapping]] = ...) -> None: ...
 
 class Incident(_message.Message):
     __slots__ = ("at", "client", "round", "code", "message")

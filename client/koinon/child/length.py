@@ -5,6 +5,8 @@ proximal term is. What has no such length (an adaptive optimizer, groups that st
 says why.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.optim.optimizer import Optimizer
 
-from koinon.models import Recorded
+from .recorded import Recorded
 
 __all__ = ["Length"]
 
