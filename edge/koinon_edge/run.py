@@ -20,6 +20,7 @@ from koinon_edge.life import LifeFile
 from koinon_edge.metering import Sampler, choose
 from koinon_edge.notify import Notifier
 from koinon_edge.place import Place, found
+from koinon_edge.probe.nvml import gpus_of
 from koinon_edge.settings import Settings, load
 from koinon_edge.shift import proxied
 from koinon_edge.watching import Watching
@@ -39,9 +40,9 @@ def assemble(settings: Settings, place: Place, root: Path = Path("/"), clock: An
     networks = Networks(probe.Files(root), settings.network.metered_interfaces)
     # Each reads files of its own: one that is held up by a sensor holds up nobody else.
     gate = Gate(settings.gate, probe.Files(root), place.folder, networks, budget)
-    own = probe.Files(root)
+    own, measured = probe.Files(root), probe.Files(root)
     return Daemon(
-        settings, place, life, gate, Watching(Sampler(choose(probe.Files(root))), budget, clock),
+        settings, place, life, gate, Watching(Sampler(choose(measured, gpus_of(measured))), budget, clock),
         Notifier.from_environment(), profile(),
         condition=lambda: _condition(own, place, life), visits=lambda: _visits(settings, own, networks), clock=clock,
     )  # fmt: skip

@@ -9,7 +9,7 @@ BENCHES: dict[str, tuple[str, ...]] = {
     "round": ("round",), "round_secure": ("round", "--secure", "1"), "cold": ("cold",), "durability": ("durability",),
     "codec": ("codec",), "transfer": ("transfer",), "memory": ("memory",), "ring": ("ring",), "secagg": ("secagg",),
     "server_step": ("server_step",), "robust": ("robust",), "secure_encoding": ("secure_encoding",),
-    "accuracy": ("accuracy",),
+    "accuracy": ("accuracy",), "edge": ("edge",),
 }  # fmt: skip
 """By the name of its results: the file, and what it is told."""
 

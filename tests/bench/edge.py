@@ -54,8 +54,11 @@ def daemon(
     """(process id, seconds until it was ready) of a daemon with a task for the run toy."""
     place = folder / f"edge-{name}"
     place.mkdir()
-    (place / "train.py").write_text(SCRIPT.format(before="pass", step="rng.normal(size=" + str(size) + ")", size=size)
-                                    .replace("model =", "rng = np.random.default_rng(1)\nmodel ="))
+    (place / "train.py").write_text(
+        SCRIPT.format(before="pass", step="rng.normal(size=" + str(size) + ")", size=size).replace(
+            "model =", "rng = np.random.default_rng(1)\nmodel ="
+        )
+    )
     state = os.environ["KOINON_STATE"]
     (place / "edge.toml").write_text(
         f'name = "{name}"\naddress = "{address}"\nstate = "{state}"\n'
@@ -89,7 +92,10 @@ def daemon(
 def idle(seconds: float) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with federation(folder, 1) as (address, _), Proxy(int(address.rpartition(":")[2])) as proxy:
+        with (
+            federation(folder, 1, "--keepalive", "4m") as (address, _),
+            Proxy(int(address.rpartition(":")[2])) as proxy,
+        ):
             started = []
             for _ in range(3):
                 with daemon(folder / _folder(folder), "c0", proxy.address, credentials=True) as (pid, ready):
@@ -120,9 +126,10 @@ def lte(cut: int, megabytes: int) -> tuple[float, float]:
     os.environ.pop("KOINON_OPERATOR", None)
     with tempfile.TemporaryDirectory() as name, coordinator(Path(name)) as (address, _):
         folder = Path(name)
-        with Proxy(int(address.rpartition(":")[2])) as proxy, daemon(
-            folder, "lte", proxy.address, credentials=False, size=size
-        ) as (pid, _):
+        with (
+            Proxy(int(address.rpartition(":")[2])) as proxy,
+            daemon(folder, "lte", proxy.address, credentials=False, size=size) as _,
+        ):
             koinon.Run(
                 "toy", model={"x": np.zeros(size)}, rounds=1, min_clients=1, clients=1, aggregation="open", codec="raw",
                 evaluate=False, deadline=3600, max_examples=16,

@@ -70,7 +70,7 @@ def report(bench: str, figures: dict[str, dict[str, Any]], file: Path | None) ->
 
 
 @contextmanager
-def federation(folder: Path, devices: int) -> Iterator[tuple[str, int]]:
+def federation(folder: Path, devices: int, *options: str) -> Iterator[tuple[str, int]]:
     """The same with identities: mutual TLS, an operator's credentials, and `devices` enrolled devices c0, c1, ...
     Whoever is started meanwhile finds them."""
     home = folder / "federation"
@@ -79,7 +79,7 @@ def federation(folder: Path, devices: int) -> Iterator[tuple[str, int]]:
     os.environ |= {"KOINON_STATE": str(folder / "devices"), "KOINON_OPERATOR": str(home / "admin")}
     os.environ.pop("KOINON_INSECURE", None)
     database = f"sqlite:///{folder / 'koinon.db'}"
-    command = [*coordinate, "serve", "--dir", home, "--db", database, "--listen", "127.0.0.1:0"]
+    command = [*coordinate, "serve", "--dir", home, "--db", database, "--listen", "127.0.0.1:0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None

@@ -185,16 +185,16 @@ def test_power_may_go_in_every_state_and_no_work_is_lost_or_done_twice(daemons):
     places += [("life.written", "PACKING")]
     daemon = daemons(before='open("trained", "a").write(f"{task.round} ")')
     daemon.wait(lambda life: life["state"] == "ELIGIBLE")
+    daemon.kill()
     _, handle = daemons.created(rounds=len(places) + 1)
     for place in places:
-        daemon.kill()
         daemon.stand_still = place
         daemon.start()
         until = time.monotonic() + 20
         while not daemon.stood.exists():
             assert time.monotonic() < until, (place, daemon.life(), daemon.said())
             time.sleep(0.01)
-    daemon.kill()
+        daemon.kill()
     daemon.stand_still = None
     daemon.start()
     handle.wait()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -89,8 +90,11 @@ def test_a_device_enrols_takes_part_and_is_removed(federation, device):
         evaluate=False,
     )  # fmt: skip
     with Operator(address, admin) as operator:
-        (listed,) = operator.devices()
-        assert (listed.id, listed.attached) == ("line-4", True)
+        until = time.monotonic() + 20
+        while not (listed := operator.devices()[0]).attached:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert listed.id == "line-4"
         assert listed.condition.disk_free_mb > 0
         assert listed.condition.state == "ELIGIBLE"
     handle = run.create(address, credentials=admin)
@@ -125,6 +129,20 @@ def test_a_task_that_nobody_registered_is_never_run(federation, device):
     ).create(federation[0], credentials=federation[1])  # fmt: skip
     time.sleep(0.5)
     assert device.life()["state"] == "ELIGIBLE"
+
+
+def test_the_doctor_says_what_is_wrong_and_its_bundle_names_nobody(federation, device, tmp_path):
+    ill = edge(device, "doctor")
+    assert ill.returncode == 1
+    assert "enrol" in ill.stdout
+    edge(device, "enrol", said=token(federation))
+    done = edge(device, "doctor", "--report", str(tmp_path / "bundle.zip"))
+    assert "the coordinator" in done.stdout, done.stderr
+    with zipfile.ZipFile(tmp_path / "bundle.zip") as bundle:
+        held = b"".join(bundle.read(name) for name in bundle.namelist())
+    assert device.name.encode() not in held
+    assert b"127.0.0.1" not in held
+    assert str(tmp_path).encode() not in held
 
 
 def test_a_typo_is_named_with_its_line_and_the_right_key(device):

@@ -48,10 +48,10 @@ def _installed() -> float:
 def credentials(folder: Path | None, now: float) -> tuple[Credentials | None, Finding]:
     """Whether the device's credentials are whole, valid, and renewed in time."""
     if folder is None:
-        advice = "ask an operator for a token and run `koinon enrol`; without credentials only a coordinator on this "
         return None, Finding(
-            "credentials", "unknown", "this device has none", advice + "machine can be reached"
-        )
+            "credentials", "bad", "this device has none, or edge.toml names another",
+            "ask an operator for a token and run `koinon-edge enrol`",
+        )  # fmt: skip
     try:
         found = Credentials(folder)
     except KoinonError as error:

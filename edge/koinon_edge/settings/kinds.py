@@ -26,8 +26,9 @@ class Container:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
     """A program of the owner's that trains for `run`, a name or a pattern of names ("ward-*"). `timeout` is the longest
-    for one piece of work, `linger` how long the program is kept after its last one, `grace` what it has between being asked to end and being killed. `memory`
-    and `cpus` are the most that it may take, where the kernel lets us set them."""
+    for one piece of work, `linger` how long the program is kept after its last one, `grace` what it has between being
+    asked to end and being killed. `memory` and `cpus` are the most that it may take, where the kernel lets us set them.
+    """
 
     name: str
     command: tuple[str, ...]
