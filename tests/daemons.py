@@ -68,6 +68,8 @@ class Daemon:
         self.environment = environment
         self.stand_still: tuple[str, str] | None = None
         """(failpoint, state) at which the next start stands still."""
+        self.wrapper: tuple[str, ...] = ()
+        """What starts it, where that is a program of its own."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Daemon":
@@ -77,6 +79,7 @@ class Daemon:
             command = [sys.executable, __file__, *self.stand_still, str(self.stood), str(self.config)]
         if self.root is not None:
             command.append(str(self.root))
+        command = [*self.wrapper, *command]
         environment = {**os.environ, "KOINON_INSECURE": "1", **self.environment}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -2,12 +2,13 @@
 what reads a command line is not in a daemon's memory for months."""
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from koinon.profile import profile
 from koinon_core.errors import KoinonError
 from koinon_edge import probe
 from koinon_edge.daemon import Daemon
-from koinon_edge.gate import Budget, Gate, Networks
+from koinon_edge.gate import Budget, Gate, Network, Networks
 from koinon_edge.life import LifeFile
 from koinon_edge.metering import Sampler, choose
 from koinon_edge.notify import Notifier
@@ -37,7 +38,9 @@ def assemble(settings: Settings, place: Place, root: Path = Path("/"), clock: An
     budget = Budget(
         place.edge / "budget.json", settings.gate.bytes_day, settings.gate.bytes_month, settings.gate.zone
     )
-    networks = Networks(probe.Files(root), settings.network.metered_interfaces)
+    networks: Callable[[], Network] = Networks(probe.Files(root), settings.network.metered_interfaces)
+    if root == Path("/") and _is_here(place.access.address):
+        networks = lambda: Network("lo", False, False, True, "the coordinator is on this machine")  # noqa: E731 - a value
     # Each reads files of its own: one that is held up by a sensor holds up nobody else.
     gate = Gate(settings.gate, probe.Files(root), place.folder, networks, budget)
     own, measured = probe.Files(root), probe.Files(root)
@@ -46,6 +49,15 @@ def assemble(settings: Settings, place: Place, root: Path = Path("/"), clock: An
         Notifier.from_environment(), profile(),
         condition=lambda: _condition(own, place, life), visits=lambda: _visits(settings, own, networks), clock=clock,
     )  # fmt: skip
+
+
+def _is_here(address: str) -> bool:
+    """Whether that is an address of this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _condition(files: probe.Files, place: Place, life: LifeFile) -> Mapping[str, Any]:
@@ -59,7 +71,7 @@ def _condition(files: probe.Files, place: Place, life: LifeFile) -> Mapping[str,
     return {name: value for name, value in said.items() if value is not None}
 
 
-def _visits(settings: Settings, files: probe.Files, networks: Networks) -> bool:
+def _visits(settings: Settings, files: probe.Files, networks: Callable[[], Network]) -> bool:
     """Whether to check in shortly instead of staying attached: on a battery, and where bytes cost money."""
     if settings.network.attach != "auto":
         return settings.network.attach == "never"

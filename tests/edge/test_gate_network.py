@@ -216,3 +216,14 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_network_without_a_way_out_is_one_all_the_same(tree):
+    tree.write({
+        "proc/net/route": "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n"
+        "eth0\t0002A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF",
+        "proc/net/ipv6_route": "",
+        "sys/class/net/eth0/operstate": "up",
+    })  # fmt: skip
+    assert found(tree).interface == "eth0"
+    assert found(tree).up

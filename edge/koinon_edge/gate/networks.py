@@ -116,38 +116,44 @@ class Networks:
 
 
 def _interface(files: Files) -> str:
-    """That of the default route with the lowest metric, of IPv4 where there is one; empty where there is none.
-    Unreadable where that cannot be told."""
+    """That of the default route with the lowest metric, of IPv4 where there is one; where there is none, in a network
+    that has no way out, that of any route. Empty where there is no route, Unreadable where that cannot be told."""
     failed: list[Unreadable] = []
+    others: list[tuple[int, str]] = []
     for name, routes in (("route", _routes4), ("ipv6_route", _routes6)):
         try:
-            found = sorted(routes(files.text(files.root / "proc/net" / name)))
+            text = files.text(files.root / "proc/net" / name)
         except Unreadable as error:
             failed.append(error)
             continue
-        if found:
+        if found := sorted(routes(text)):
             return found[0][1]
+        others += routes(text, anywhere=False)
+    if others:
+        return min(others)[1]
     if len(failed) == 2 or any(error.why != "absent" for error in failed):
         raise failed[0]
     return ""
 
 
-def _routes4(text: str) -> Iterator[tuple[int, str]]:
-    """Metric and interface of each default route in /proc/net/route."""
+def _routes4(text: str, anywhere: bool = True) -> Iterator[tuple[int, str]]:
+    """Metric and interface of each default route in /proc/net/route, or of each that leads to some place."""
     for line in text.splitlines()[1:]:
         with suppress(ValueError, IndexError):
             name, to, _, flags, _, _, metric, mask = line.split()[:8]
-            if int(to, 16) == int(mask, 16) == 0 and int(flags, 16) & (_UP | _REJECT) == _UP:
+            if (int(to, 16) == int(mask, 16) == 0) is anywhere and int(flags, 16) & (_UP | _REJECT) == _UP:
                 yield int(metric), name
 
 
-def _routes6(text: str) -> Iterator[tuple[int, str]]:
-    """The same of /proc/net/ipv6_route, in which what goes nowhere is on lo."""
+def _routes6(text: str, anywhere: bool = True) -> Iterator[tuple[int, str]]:
+    """The same of /proc/net/ipv6_route, in which what goes nowhere is on lo, and every interface has routes of its own
+    (fe80::/10, ff00::/8)."""
     for line in text.splitlines():
         with suppress(ValueError, IndexError):
             to, length, _, _, _, metric, _, _, flags, name = line.split()
             if (
-                int(to, 16) == int(length, 16) == 0
+                (int(to, 16) == int(length, 16) == 0) is anywhere
+                and not to.startswith(("fe8", "ff"))
                 and int(flags, 16) & (_UP | _REJECT) == _UP
                 and name != "lo"
             ):
