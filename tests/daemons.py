@@ -1,8 +1,9 @@
 """Real daemons for tests: `koinon-edge run` as a process, with an edge.toml and a training script of numpy.
 
-As a script it is a daemon that stands still where a failpoint of its life is, for a test to take the power away there:
+As a script it is a daemon that looks around more often, and may stand still where a failpoint of its life is, for a
+test to take the power away there:
 
-    python tests/daemons.py POINT STATE FILE CONFIG
+    python tests/daemons.py POINT STATE FILE CONFIG [ROOT]
 """
 
 import itertools
@@ -22,7 +23,7 @@ import koinon
 from koinon.identity.access import device_folder
 from koinon.operator import Operator
 from koinon_core import failpoints
-from koinon_edge import run
+from koinon_edge import daemon, run
 
 _NUMBERS = itertools.count(1)
 QUIET = """
@@ -73,10 +74,9 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Daemon":
-        command = [sys.executable, "-m", "koinon_edge.run", str(self.config)]
-        if self.stand_still is not None:
-            self.stood.unlink(missing_ok=True)
-            command = [sys.executable, __file__, *self.stand_still, str(self.stood), str(self.config)]
+        self.stood.unlink(missing_ok=True)
+        point, state = self.stand_still or ("life.named", "nowhere")
+        command = [sys.executable, __file__, point, state, str(self.stood), str(self.config)]
         if self.root is not None:
             command.append(str(self.root))
         command = [*self.wrapper, *command]
@@ -165,8 +165,8 @@ class Fleet:
         return run, run.create(self._coordinator.address)
 
     def close(self) -> None:
-        for daemon in self._made:
-            daemon.close()
+        for one in self._made:
+            one.close()
 
 
 def incidents(handle: koinon.RunHandle) -> list[Any]:
@@ -203,6 +203,8 @@ def main() -> int:
             time.sleep(600)
 
     failpoints.arm(point, stand)
+    for module, name, seconds in ((daemon, "_LOOK", 1.0), (daemon, "_WATCH", 0.5)):
+        setattr(module, name, seconds)
     return run.main(rest)
 
 

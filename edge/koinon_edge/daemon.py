@@ -31,6 +31,7 @@ _log = logging.getLogger("koinon.edge")
 _LOOK = 15.0  # seconds between two looks at the gate while nothing is done
 _WATCH = 2.0  # and while something is
 _TICK = 2.0
+_MOVING = ("CHECKED_IN", "DOWNLOADING", "UPLOADING")  # states in which bytes are moved
 _NOTE = 30.0  # seconds between two words about the device's condition while it works
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
 _PATIENT = 3600.0  # the longest pause after what will not mend itself soon
@@ -68,8 +69,6 @@ class Daemon:
     condition: Callable[[], Mapping[str, Any]] | None = None
     visits: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.time
-    look_every: float = _LOOK
-    watch_every: float = _WATCH
     verdict: Verdict | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _shift: Shift | None = None
@@ -154,7 +153,7 @@ class Daemon:
     def _stand_still(self, reason: str) -> float:
         self.life.move("IDLE", reason)
         self._tell(reason)
-        return self.look_every
+        return _LOOK
 
     async def _look(self, *, working: bool) -> Verdict:
         now = datetime.fromtimestamp(self.clock(), UTC)
@@ -172,7 +171,7 @@ class Daemon:
         listening = asyncio.create_task(bell.listen(), name="koinon-bell")
         try:
             while not listening.done():
-                await asyncio.wait({listening}, timeout=self.look_every)
+                await asyncio.wait({listening}, timeout=_LOOK)
                 if not listening.done():
                     self._pauses.over()  # it stands
                     await asyncio.to_thread(self.watcher.rest)
@@ -193,7 +192,7 @@ class Daemon:
                 return after
             case Ended(why):
                 self._stand_still("; ".join(f"run {run}: {reason}" for run, reason in why.items()))
-                return self._pauses.next(_PATIENT) + self.look_every
+                return self._pauses.next(_PATIENT) + _LOOK
 
     # -- work -------------------------------------------------------------------------------------------------
 
@@ -213,9 +212,10 @@ class Daemon:
             self.life.move("ABORTED", f"the worker died {_TRIES} times over it")
             return self._pauses.next(_PATIENT)
         settle = life.state == "UPLOADING"
-        if not settle and not (verdict := await self._look(working=True)).open:
-            self._tell(verdict.reason)
-            return self.look_every
+        verdict = await self._look(working=True)
+        if not (verdict.sends if settle else verdict.open):
+            self._tell(f"what is under way waits: {verdict.reason}")
+            return _LOOK
         return await self._work(task, life.run or task.run, settle=settle)
 
     async def _work(self, task: TaskSettings, run: str, *, settle: bool = False) -> float:
@@ -235,6 +235,8 @@ class Daemon:
         return self._after(outcome)
 
     def _after(self, outcome: Outcome) -> float:
+        if outcome.left:
+            return _LOOK
         if outcome.crashed:
             self._tries += 1
             self._tell(f"the worker died: {outcome.crashed}; what was under way is taken up again")
@@ -260,7 +262,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         asked, noted = False, loop.time()
         while True:
-            await asyncio.sleep(self.watch_every)
+            await asyncio.sleep(_WATCH)
             verdict = await self._look(working=True)
             shift.tick(loop.time())
             if self.condition is not None and loop.time() - noted > _NOTE:
@@ -268,6 +270,10 @@ class Daemon:
                 shift.note(await asyncio.to_thread(self.condition))
             if self._watch is not None:
                 self._watch.tick("supervisor")
+            if not verdict.sends and self.life.now.state in _MOVING:
+                self._tell(f"nothing is sent or fetched now: {verdict.reason}")
+                await shift.end(shift.task.grace)
+                return
             if verdict.open:
                 if closed_at is not None:
                     closed_at, asked = None, False

@@ -54,12 +54,14 @@ class Watcher:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a shift ended. `over` says that the run is, and why; `trouble` what the worker could not go on for, with its
-    code; `crashed` that it died; `failed` that the owner's program went wrong, and no round was counted after that."""
+    code; `crashed` that it died, `left` that it was ended with its work under way;
+    `failed` that the owner's program went wrong, and no round was counted after that."""
 
     over: str = ""
     trouble: tuple[str, str] | None = None
     crashed: str = ""
     failed: bool = False
+    left: bool = False
 
 
 @dataclass(slots=True)
@@ -114,15 +116,16 @@ class Shift:
         crashed = (
             "" if status in (0, 1) and (status == 0 or self._trouble) else f"it ended with status {status}"
         )
-        return Outcome(self._over, self._trouble, crashed, self._failed)
+        return Outcome(self._over, self._trouble, crashed, self._failed, self._ending)
 
     async def end(self, grace: float) -> None:
-        """The daemon ends: the program may save what it likes, and nothing is given up."""
+        """Leave everything as it is, for a later shift to take up. The program may save what it likes."""
         self._ending = True
+        # The worker first: it is not to give up the round for a program that was asked to end.
+        self._say("end", "")
         if self._program is not None:
             self._program.grace = min(self._program.grace, grace)
             await self._end_program("the daemon ends")
-        self._say("end", "the daemon ends")
         if self._worker is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_QUIET / 3):

@@ -1,11 +1,13 @@
 """The gate over a real daemon at work: heat pauses it, patience ends it, and a network that costs money is left."""
 
+import os
 import time
 
+import numpy as np
 import pytest
 
 from conftest import Coordinator
-from daemons import QUIET, Fleet, before
+from daemons import QUIET, Fleet, before, incidents
 from koinon.operator import Operator
 from sysfs import Tree
 
@@ -112,3 +114,32 @@ def test_what_a_round_has_cost_is_the_operators_to_see(coordinator, daemons, boa
     assert train.joules / (train.seconds * (1 - train.missing)) == pytest.approx(5.0 * 1.48, rel=1e-3)
     assert train.seconds > 1.0
     assert train.missing < 0.5
+
+
+def test_an_update_waits_while_its_network_costs_money(daemons, board):
+    """It is held in mid-upload, and goes on with the same bytes over the next network."""
+    daemon = daemons(
+        lines=QUIET.replace("metered = true", "") + '[network]\nbandwidth = "300KB"\n', size=250_000,
+        step="np.random.default_rng(1).normal(size=250_000)", before='open("trained", "a").write("x")',
+    )  # fmt: skip
+    _, handle = daemons.created(size=250_000, rounds=1, max_examples=16)
+    daemon.wait(lambda life: life["state"] == "UPLOADING")
+    board.routes("wwan0")
+    (board.root / "sys/class/net/wwan0/operstate").write_text("up\n")
+    until(lambda: "nothing is sent or fetched now: wwan0 is metered" in daemon.said(), timeout=60)
+    board.routes("eth0")
+    handle.wait()
+    assert handle.model()["x"] == pytest.approx(np.random.default_rng(1).normal(size=250_000))
+    assert (daemon.folder / "trained").read_text() == "x"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root here")
+def test_a_program_above_its_memory_is_killed_by_the_kernel_and_not_the_daemon(daemons):
+    daemon = daemons(before="hog = bytearray(500 << 20)", task='memory = "200MB"')
+    _, handle = daemons.created(rounds=1)
+    found = until(lambda: [i for i in incidents(handle) if i.code == "OOM_KILLED"])
+    assert (
+        "killed by the kernel for memory (it may have 200 MB)" in found[0].message
+        or "likely" in found[0].message
+    )
+    assert daemon.stop() == 0

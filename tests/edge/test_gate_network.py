@@ -163,19 +163,21 @@ def test_a_modem_roams_where_it_says_so_and_a_cable_never(tree, interface, modem
 # -- in time --------------------------------------------------------------------------------------------------
 
 
-def test_a_network_is_looked_at_once_in_half_a_minute(tree):
+def test_what_others_know_of_a_network_is_asked_once_a_minute(tree):
     tree.routes("eth0")
     now, answers = [0.0], Answers("GENERAL.METERED:no")
     networks = Networks(Files(tree.root), ask=answers, clock=lambda: now[0])
     assert networks().metered is False
     answers.by["nmcli"] = "GENERAL.METERED:yes"
-    now[0] = 29.9
+    now[0] = 59.9
     assert networks().metered is False
-    now[0] = 30.0
+    now[0] = 60.0
     assert networks().metered is True
     assert answers.asked == 2 * [
         ("nmcli", "-t", "-f", "GENERAL.METERED", "device", "show", "eth0"), ("mmcli", "-m", "any", "-K"),
     ]  # fmt: skip
+    tree.routes("wwan0")
+    assert networks().interface == "wwan0", "another network is seen at once"
 
 
 def program(path, text: str) -> None:

@@ -28,7 +28,7 @@ METERED = NetworkSettings().metered_interfaces
 _UP, _REJECT = 0x1, 0x200
 _LONGEST = 2.6  # seconds: an answer comes within three
 _PATIENCE = 2.0  # with NetworkManager, and with ModemManager in what is left
-_FRESH = 30.0
+_FRESH = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ def network(
 
 
 class Networks:
-    """The network, looked at again when what is known is older than half a minute. For any thread."""
+    """The network. Which one it is, is looked at each time; what others know of it is asked again after a minute, or
+    when it has become another one. For any thread."""
 
     def __init__(
         self,
@@ -102,14 +103,23 @@ class Networks:
         self._metered, self._ask, self._clock = metered_interfaces, ask, clock
         self._known: Network | None = None
         self._at = -math.inf
+        self._asked_of: tuple[str, bool] | None = None
         self._lock = threading.Lock()
 
     def __call__(self) -> Network:
         with self._lock:
-            now = self._clock()
-            if self._known is None or now - self._at >= _FRESH:
+            now, key = self._clock(), self._key()
+            if self._known is None or now - self._at >= _FRESH or key != self._asked_of:
                 self._known, self._at = network(self._files, self._metered, self._ask, self._clock), now
+                self._asked_of = key
             return self._known
+
+    def _key(self) -> tuple[str, bool]:
+        try:
+            interface = _interface(self._files)
+        except Unreadable:
+            return "", False
+        return interface, _up(self._files, interface)
 
 
 # -- routes ---------------------------------------------------------------------------------------------------

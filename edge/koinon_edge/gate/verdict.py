@@ -30,6 +30,11 @@ class Verdict:
     reason: str = ""
     note: str = ""
 
+    @property
+    def sends(self) -> bool:
+        """Whether bytes may be moved, whatever else the device may not do now."""
+        return not any(p.name in ("network", "budget") and p.verdict == "no" for p in self.predicates)
+
 
 def explain(verdict: Verdict) -> list[str]:
     """Lines: each question with what was found, what is asked for, the answer and why, in columns."""

@@ -96,7 +96,8 @@ class Worker:
         self.session.settled = self._settled
         threading.Thread(target=self._watch, name="koinon-watch", daemon=True).start()
         try:
-            self._settle(self.session)
+            if not self._settle(self.session) and order.get("settle"):
+                self.tell("phase", {"state": "DONE", "reason": "its fate was known before"})
             if not order.get("settle") and not self.orders.rest:
                 self._rounds(self.session)
             self._settle(self.session)
@@ -128,12 +129,14 @@ class Worker:
             return self.orders.died[1]
         return self.orders.rest
 
-    def _settle(self, session: Session) -> None:
-        """Wait for the fate of what was handed in."""
-        if session.owes:
-            self.tell("phase", {"state": "UPLOADING", "round": session.owes})
+    def _settle(self, session: Session) -> bool:
+        """Wait for the fate of what was handed in; False if that is known already."""
+        owed = session.owes
+        if owed:
+            self.tell("phase", {"state": "UPLOADING", "round": owed})
         while session.owes:
             time.sleep(_LOOK)
+        return bool(owed)
 
     def _watch(self) -> None:
         """Lets the session rest when there is nothing to do."""
