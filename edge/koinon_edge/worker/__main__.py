@@ -38,6 +38,7 @@ class Worker:
         self.line, self.order, self.orders = line, order, Orders()
         self.folder = Path(order["folder"])
         self.session: Session | None = None
+        self.desk: Desk | None = None
         self._busy_at = time.monotonic()
 
     def tell(self, kind: str, said: Any) -> None:
@@ -109,8 +110,8 @@ class Worker:
     def _rounds(self, session: Session) -> None:
         door = Door(Path(self.order["socket"]), self.order["run"], self.order["name"], self._gone)
         try:
-            desk = Desk(session, door, self.folder, self.orders, lambda: self.tell("need", {}), self.tell)
-            desk.run()
+            self.desk = Desk(session, door, self.folder, self.orders, lambda: self.tell("need", {}), self.tell)
+            self.desk.run()
             door.tell("ended", {"status": session.status, "reason": session.reason})
         except Lost as lost:
             code, detail = self.orders.died or ("FAILED", str(lost))
@@ -152,6 +153,8 @@ class Worker:
 
     def _settled(self, round_: int, outcome: str) -> None:
         """An update's fate is known."""
+        if self.desk is not None:
+            self.desk.forget(round_)
         state = "DONE" if outcome == "counted" else "ABORTED"
         self.tell("phase", {"state": state, "round": round_, "reason": outcome})
 

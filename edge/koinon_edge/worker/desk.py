@@ -272,8 +272,10 @@ class Desk:
             return Ready.of(ready)
         return None
 
-    def forget(self) -> None:
-        """The round is settled: nothing of the program's work is needed any more."""
+    def forget(self, round_: int) -> None:
+        """The round is settled: nothing of the program's work for it is needed any more."""
+        if self.session.task is not None and self.session.task.round > round_:
+            return
         for path in self.folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
         (self.folder / "handed-over.json").unlink(missing_ok=True)
