@@ -142,13 +142,13 @@ class Fleet:
     """The daemons of one test, and its run at a coordinator that other tests have, too."""
 
     def __init__(self, folder: Path, coordinator: Any, **settings: Any):
-        self.run, self._folder, self._coordinator = f"toy-{next(_NUMBERS)}", folder, coordinator
+        self.run, self._folder, self.coordinator = f"toy-{next(_NUMBERS)}", folder, coordinator
         self._settings = settings
         self._made: list[Daemon] = []
 
     def __call__(self, name: str = "dev", **settings: Any) -> Daemon:
         """A daemon that runs, with a task for the run."""
-        given = {"address": self._coordinator.address, "run": self.run, **self._settings, **settings}
+        given = {"address": self.coordinator.address, "run": self.run, **self._settings, **settings}
         self._made.append(
             Daemon(self._folder, f"{name}-{self.run.rstrip('-*')}", given.pop("address"), **given)
         )
@@ -162,7 +162,7 @@ class Fleet:
         }  # fmt: skip
         given.setdefault("strategy", koinon.FedAvg())
         run = koinon.Run(self.run, model={"x": np.zeros(size)}, **given)
-        return run, run.create(self._coordinator.address)
+        return run, run.create(self.coordinator.address)
 
     def close(self) -> None:
         for one in self._made:

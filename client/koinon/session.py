@@ -380,6 +380,9 @@ class Session:
 
     def _give_up(self, code: str, detail: str) -> None:
         with self._lock:
+            task = self._task
+            if task is not None and task.declined is not None and task.round == self._talk.member.round:
+                code, detail = task.declined  # whoever leaves the loop may have said why
             self._talk.gave_up(code, detail)
 
     def _soon(self, work: Callable[[], None]) -> None:

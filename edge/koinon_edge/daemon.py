@@ -34,6 +34,7 @@ _TICK = 2.0
 _MOVING = ("CHECKED_IN", "DOWNLOADING", "UPLOADING")  # states in which bytes are moved
 _NOTE = 30.0  # seconds between two words about the device's condition while it works
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
+_FAILING_PAUSE = 10.0  # the first after a program, or a run, has gone wrong
 _PATIENT = 3600.0  # the longest pause after what will not mend itself soon
 _TRIES = 5  # how often work that kills its worker is taken up again
 _STARVED = 60.0  # seconds without a tick of the loop: the watchdog is fed no more
@@ -43,11 +44,13 @@ _STARVED = 60.0  # seconds without a tick of the loop: the watchdog is fed no mo
 class _Pauses:
     """Full jitter up to a ceiling that doubles, and begins anew once something worked."""
 
+    first: float = _FIRST_PAUSE
+    longest: float = _LONGEST_PAUSE
     failures: int = 0
 
-    def next(self, longest: float = _LONGEST_PAUSE) -> float:
+    def next(self) -> float:
         self.failures += 1
-        ceiling = min(longest, _FIRST_PAUSE * 2.0 ** min(self.failures, 16))
+        ceiling = min(self.longest, self.first * 2.0 ** min(self.failures, 16))
         return random.uniform(0, ceiling)  # noqa: S311 - jitter, not a secret
 
     def over(self) -> None:
@@ -73,7 +76,7 @@ class Daemon:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _shift: Shift | None = None
     _pauses: _Pauses = field(default_factory=_Pauses)
-    _failing: _Pauses = field(default_factory=_Pauses)
+    _failing: _Pauses = field(default_factory=lambda: _Pauses(_FAILING_PAUSE, _PATIENT))
     _tries: int = 0
     _said: str = ""
     _watch: Watch | None = None
@@ -191,8 +194,9 @@ class Daemon:
                 )
                 return after
             case Ended(why):
-                self._stand_still("; ".join(f"run {run}: {reason}" for run, reason in why.items()))
-                return self._pauses.next(_PATIENT) + _LOOK
+                gone = "; ".join(f"run {run}: {reason}" for run, reason in why.items())
+                self._stand_still(f'{gone} (a task for runs to come says so in edge.toml, as run = "NAME-*")')
+                return self._failing.next() + _LOOK
 
     # -- work -------------------------------------------------------------------------------------------------
 
@@ -210,7 +214,7 @@ class Daemon:
         if self._tries >= _TRIES:
             self._tries = 0
             self.life.move("ABORTED", f"the worker died {_TRIES} times over it")
-            return self._pauses.next(_PATIENT)
+            return self._failing.next()
         settle = life.state == "UPLOADING"
         verdict = await self._look(working=True)
         if not (verdict.sends if settle else verdict.open):
@@ -252,7 +256,7 @@ class Daemon:
         self._tries = 0
         if outcome.failed or outcome.trouble is not None:
             # Whatever is wrong: a device that came back at once would be asked for the same again and again.
-            return self._failing.next(_PATIENT)
+            return self._failing.next()
         self._failing.over()
         return 0.0
 
@@ -260,13 +264,14 @@ class Daemon:
         """The gate, while there is work: losing it pauses the program, and after the owner's patience ends its work."""
         closed_at: float | None = None
         loop = asyncio.get_running_loop()
-        asked, noted = False, loop.time()
+        asked, noted, told = False, loop.time(), ""
         while True:
             await asyncio.sleep(_WATCH)
             verdict = await self._look(working=True)
             shift.tick(loop.time())
-            if self.condition is not None and loop.time() - noted > _NOTE:
-                noted = loop.time()
+            state = self.life.now.state
+            if self.condition is not None and (loop.time() - noted > _NOTE or state != told):
+                noted, told = loop.time(), state
                 shift.note(await asyncio.to_thread(self.condition))
             if self._watch is not None:
                 self._watch.tick("supervisor")

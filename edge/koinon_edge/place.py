@@ -18,7 +18,7 @@ import koinon.child
 from koinon.identity.access import Access, device_access, device_folder
 from koinon.outbox import files
 from koinon.outbox.folder import disk, own, runtime_of
-from koinon_core.errors import Conflict, UsageError
+from koinon_core.errors import Conflict, NotFound, UsageError
 from koinon_edge.settings import Settings, TaskSettings
 
 __all__ = ["Place", "found"]
@@ -99,13 +99,23 @@ class Place:
 
 def found(settings: Settings, insecure: bool | None = None) -> Place:
     """The place of the device that edge.toml speaks of. UsageError if it has no credentials, saying how to enrol."""
-    access = device_access(
-        settings.address,
-        settings.name,
-        credentials=settings.credentials,
-        insecure=insecure,
-        state=settings.state,
+    where = (
+        settings.credentials or settings.state or "the usual place (~/.local/state/koinon, or KOINON_STATE)"
     )
+    try:
+        access = device_access(
+            settings.address,
+            settings.name,
+            credentials=settings.credentials,
+            insecure=insecure,
+            state=settings.state,
+        )
+    except NotFound:
+        raise UsageError(
+            f"{f'device {settings.name!r}' if settings.name else 'this device'} has no credentials in {where}: run "
+            f"`koinon-edge enrol --config {settings.path}` with a token of an operator's; if it enrolled elsewhere, "
+            "say where with state or credentials in that file"
+        ) from None
     name = access.credentials.id if access.credentials is not None else settings.name
     if not name:
         raise UsageError(f"say in {settings.path} which device this is: name = ...")

@@ -19,7 +19,7 @@ from typing import Literal
 from koinon_edge import cgroups
 from koinon_edge.cgroups import Limits
 
-__all__ = ["End", "Program"]
+__all__ = ["End", "Program", "sweep"]
 
 Kind = Literal["ENDED", "FAILED", "OOM_KILLED", "STOPPED", "NOT_STARTED"]
 _MARK = "KOINON_PROGRAM"
@@ -133,7 +133,7 @@ class Program:
         if status == 0:
             return End("ENDED", f"{what} ended by itself")
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return End("FAILED", f"{what} {how}; what it printed is in this daemon's log")
+        return End("FAILED", f"{what} {how}; what it printed is in the device's log")
 
     async def _sweep(self) -> None:
         """What it has left behind goes too."""
@@ -167,6 +167,15 @@ def _let_go_first(pid: int) -> None:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
+
+
+def sweep(runtime: Path) -> None:
+    """End what a daemon before this one left when it was killed: programs that speak to a socket in `runtime`."""
+    wanted = f"KOINON_SOCKET={runtime}/".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(one.startswith(wanted) for one in (folder / "environ").read_bytes().split(b"\0")):
+                _kill(int(folder.name))
 
 
 def _marked(mark: str) -> list[int]:

@@ -22,6 +22,7 @@ from koinon_edge.metering import Sampler, choose
 from koinon_edge.notify import Notifier
 from koinon_edge.place import Place, found
 from koinon_edge.probe.nvml import gpus_of
+from koinon_edge.program import sweep
 from koinon_edge.settings import Settings, load
 from koinon_edge.shift import proxied
 from koinon_edge.watching import Watching
@@ -81,12 +82,15 @@ def _visits(settings: Settings, files: probe.Files, networks: Callable[[], Netwo
 def main(arguments: list[str] | None = None) -> int:
     """`run CONFIG [ROOT]`: until SIGTERM or SIGINT."""
     given = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # The journal has times of its own.
+    style = "%(message)s" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=style, stream=sys.stderr)
     try:
         settings = load(Path(given[0]))
         os.environ.update(proxied(settings.network))
         place = found(settings)
         with place.occupy():
+            sweep(place.runtime)
             daemon = assemble(settings, place, Path(given[1]) if len(given) > 1 else Path("/"))
             asyncio.run(_run(daemon))
     except KoinonError as error:

@@ -183,6 +183,7 @@ class Shift:
             case "need":
                 await self._start_program()
             case "lost":
+                self._failed = True
                 if self._program is not None and not self._ending:  # else its end was told already
                     self._begin(
                         self._end_program(str(said.get("why") or "it stopped speaking with its worker"))
@@ -273,6 +274,7 @@ class Shift:
         if failed is not None:
             self._died(failed)
             return
+        self.say(f"{task.name} is started for run {self.run}")
         if program.limits.why and (task.memory or task.cpus):
             self.say(f"{task.name} runs without its limits: {program.limits.why}")
         self._program = program
@@ -286,13 +288,13 @@ class Shift:
         self._died(end)
 
     def _died(self, end: End) -> None:
-        if end.kind not in ("ENDED", "STOPPED"):
+        late = end.detail.startswith("TIMEOUT")
+        if end.kind not in ("ENDED", "STOPPED") or late:
             self.say(f"{self.task.name}: {end.kind}: {end.detail}")
-        self._failed = (
-            self._failed or end.kind not in ("ENDED", "STOPPED") or end.detail.startswith("TIMEOUT")
-        )
-        code = "RESTED" if end.detail.startswith("RESTED") else end.kind
-        self._say("died", {"code": code, "detail": end.detail})
+        self._failed = self._failed or end.kind not in ("ENDED", "STOPPED") or late
+        named, _, detail = end.detail.partition(": ")
+        code, detail = (named, detail) if named in ("RESTED", "TIMEOUT") else (end.kind, end.detail)
+        self._say("died", {"code": code, "detail": detail})
 
     async def _end_program(self, reason: str, code: str = "") -> None:
         if self._program is None:

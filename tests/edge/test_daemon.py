@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import koinon
 from conftest import Coordinator
 from daemons import Fleet, before, family, incidents
+from koinon_edge.settings import load
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -219,3 +221,31 @@ def test_sigterm_ends_it_soon_and_the_same_round_goes_on_after_a_start(daemons):
     handle.wait()
     assert handle.model()["x"] == pytest.approx([1.0] * 5)
     assert [i.code for i in incidents(handle)] == []
+
+
+def test_the_example_is_one(daemons):
+    example = Path(__file__).parents[2] / "examples" / "edge"
+    settings = load(example / "edge.toml")
+    assert settings.task_of("defects-7").command == ("python3", "train.py")
+    daemons(script=(example / "train.py").read_text())
+    run = koinon.Run(
+        daemons.run, model={"mean": np.zeros(4)}, rounds=5, min_clients=1, clients=1, aggregation="open", codec="raw",
+        evaluate=False,
+    )  # fmt: skip
+    handle = run.create(daemons.coordinator.address)
+    handle.wait()
+    assert handle.model()["mean"] == pytest.approx([3.0] * 4, abs=1.0)
+
+
+def test_a_program_whose_daemon_was_killed_is_ended_by_the_next_one(daemons):
+    daemon = daemons(before='open("pids", "a").write(f"{__import__(\'os\').getpid()} "); time.sleep(600)')
+    daemons.created(rounds=1)
+    daemon.wait(lambda life: life["state"] == "TRAINING" and (daemon.folder / "pids").exists())
+    (old,) = (daemon.folder / "pids").read_text().split()
+    daemon.process.kill()
+    daemon.process.wait()
+    assert Path(f"/proc/{old}").exists()
+    daemon.start()
+    daemon.wait(lambda life: len((daemon.folder / "pids").read_text().split()) == 2)
+    stat = Path(f"/proc/{old}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"

@@ -230,7 +230,7 @@ def test_credentials_are_valid_and_renewed_in_time(tmp_path, life, age, verdict,
 def test_credentials_that_others_may_read_are_missing_or_not_whole_are_said(federation, tmp_path):
     (federation.folder / "tls.key").chmod(0o644)
     assert "may read tls.key" in standing.credentials(federation.folder, NOW)[1].found
-    assert standing.credentials(None, NOW)[1].verdict == "unknown"
+    assert standing.credentials(None, NOW)[1].verdict == "bad"
     assert "no credentials in" in standing.credentials(tmp_path / "none", NOW)[1].found
     write(federation.folder / "tls.key", keys.new_tls_key())
     assert "do not belong together" in standing.credentials(federation.folder, NOW)[1].found

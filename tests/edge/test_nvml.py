@@ -87,7 +87,7 @@ def test_a_driver_that_hangs_holds_nobody_up(gpus, tmp_path, monkeypatch):
         assert (found.power().value, found.power().why) == (None, "late")
     assert found.readings()["gpu 1 heat"].why == "late", "nothing else is asked meanwhile"
     assert time.monotonic() - began < 1.0, "it is waited for once"
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads, "others may have ended meanwhile"
     hangs.unlink()
     deadline = time.monotonic() + 5
     while found.power().value is None and time.monotonic() < deadline:
@@ -105,7 +105,7 @@ def test_what_is_closed_is_let_go(gpus, drivers):
     deadline = time.monotonic() + 5
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads, "others may have ended meanwhile"
 
 
 # -- where it is used -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import koinon
 import postgres as servers
 import toy
-from koinon.outbox import safe
+from koinon.outbox.files import safe
 from system.killing import JOURNAL, Kill, Ran, digest, federate, the_run, train
 
 AT_ONCE = 4

@@ -11,6 +11,7 @@ is turned round).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 from weakref import WeakSet
@@ -24,6 +25,34 @@ from .length import Length
 from .recorded import Recorded
 
 __all__ = ["Hook"]
+
+
+class _Entered:
+    """The hooks that are told of every step. To torch there is one, and it stays: torch looks through its own while
+    other threads step, and does not stand it that they change."""
+
+    def __init__(self) -> None:
+        self._now: tuple[Hook, ...] = ()
+        self._lock = threading.Lock()
+        self._known = False
+
+    def add(self, hook: Hook) -> None:
+        with self._lock:
+            if not self._known:
+                register_optimizer_step_pre_hook(self._before_step)
+                self._known = True
+            self._now = (*self._now, hook)
+
+    def remove(self, hook: Hook) -> None:
+        with self._lock:
+            self._now = tuple(one for one in self._now if one is not hook)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for hook in self._now:
+            hook.before_step(optimizer, args, kwargs)
+
+
+_entered = _Entered()
 
 
 class Hook:
@@ -54,7 +83,6 @@ class Hook:
         self._length = Length(self.recorded, mu, keep_optimizer)
         self._sum: dict[str, torch.Tensor] = {}
         self._terms: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
-        self._handle: Any = None
         self._begun: WeakSet[Optimizer] = WeakSet()
         self._keep = keep_optimizer
 
@@ -62,11 +90,11 @@ class Hook:
         for parameter in self._frozen:
             parameter.requires_grad_(False)
             parameter.grad = None  # or an optimizer would go on with that of the pass before
-        self._handle = register_optimizer_step_pre_hook(self._before_step)
+        _entered.add(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._handle.remove()
+        _entered.remove(self)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
@@ -78,7 +106,8 @@ class Hook:
         return total.detach() / max(1, self.recorded.steps)
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """An optimizer is about to step."""
         ours = [
             [p for p in g["params"] if id(p) in self._names and p.requires_grad]
             for g in optimizer.param_groups

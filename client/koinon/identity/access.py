@@ -13,7 +13,7 @@ from pathlib import Path
 from koinon.identity.folder import IDENTITY, Credentials
 from koinon.outbox import _home
 from koinon.outbox.files import safe
-from koinon_core.errors import UsageError
+from koinon_core.errors import NotFound, UsageError
 
 __all__ = ["LOCAL", "Access", "device_access", "device_folder", "operator_access"]
 
@@ -43,7 +43,7 @@ def device_access(
         return _in_plain_text(address)
     folder = credentials or _named_in(_DEVICE) or _enrolled(name, state)
     if folder is None:
-        raise UsageError(
+        raise NotFound(
             f"{f'device {name!r}' if name else 'this device'} has no credentials: ask an operator for a token and run "
             f"`koinon enrol{f' --name {name}' if name else ''}`; {_LOOPBACK_ONLY}"
         )

@@ -50,8 +50,10 @@ def server(
 ) -> grpc.aio.Server:
     """A server that is not started yet; one for `strangers` takes nothing large, and not for long. `keepalive` is in
     seconds (0: as usual): how often a connection is asked for a sign of life that says nothing by itself."""
-    pings = [("grpc.keepalive_time_ms", int(keepalive * 1000))] if keepalive else []
-    made = grpc.aio.server(options=_STRANGERS if strangers else [*_OPTIONS, *pings])
+    options = dict(_OPTIONS)  # of an option that is there twice, gRPC takes the first
+    if keepalive:
+        options["grpc.keepalive_time_ms"] = int(keepalive * 1000)
+    made = grpc.aio.server(options=_STRANGERS if strangers else list(options.items()))
     made.add_generic_rpc_handlers(handlers)
     return made
 

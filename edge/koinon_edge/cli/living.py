@@ -57,6 +57,11 @@ def enrol(
     from koinon.cli.enrol import enrol as enrol_device
 
     settings = load(config) if config.exists() else None
+    if settings is not None and settings.name and name and name != settings.name:
+        raise UsageError(
+            f"{config} says that this device is {settings.name!r}, and it is to enrol as {name!r}; leave --name out, "
+            "or change it there"
+        )
     if settings is not None and settings.state is not None:
         os.environ["KOINON_STATE"] = str(settings.state)
     enrol_device(
@@ -89,13 +94,15 @@ def status(
             json.dumps({"name": place.name, "runs": runs, **asdict(life), "gate": asdict(verdict)}, indent=2)
         )
         return
-    since = f" for {_ago(time.time() - life.since)}" if life.since else ""
-    print(f"{place.name}: {life.state}{since}{f' ({life.reason})' if life.reason else ''}")
-    print(
-        "The daemon runs."
-        if runs
-        else "The daemon does not run; systemctl start koinon-edge, or koinon-edge run."
-    )
+    reason = f" ({life.reason})" if life.reason else ""
+    if runs:
+        print(f"{place.name}: {life.state} for {_ago(time.time() - life.since)}{reason}")
+        print("The daemon runs.")
+    else:
+        print(f"{place.name}: it was {life.state} when its daemon ended{reason}")
+        print("The daemon does not run; systemctl start koinon-edge, or koinon-edge run.")
+    if not settings.tasks:
+        print(f"{config} has no task: nothing is ever run that is not there.")
     if life.works:
         print(f"Task {life.task}, round {life.round}.")
     print(

@@ -1,6 +1,7 @@
 """`koinon-edge sensors` and `koinon-edge doctor`: what the device can say of itself, and what is wrong with it."""
 
 import json
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -102,7 +103,7 @@ def _patient(config: Path, root: Path, log: Path | None) -> "tuple[Patient, Extr
         credentials=identity.folder if identity is not None else None,
         address=place.access.address if place is not None else (settings.address or "") if settings else "",
         proxy=settings.network.proxy if settings is not None else "", python=_interpreter(settings),
-        settings=lambda: load(config), disk_min=settings.gate.disk_min if settings is not None else 1_000_000_000,
+        settings=lambda: _checked(config), disk_min=settings.gate.disk_min if settings is not None else 1_000_000_000,
     )  # fmt: skip
     tasks = list(settings.tasks.values()) if settings is not None else []
     extra = Extra(
@@ -112,6 +113,30 @@ def _patient(config: Path, root: Path, log: Path | None) -> "tuple[Patient, Extr
         names=[*filter(None, [place.name if place else ""]), *(t.run for t in tasks), *(t.name for t in tasks)],
     )  # fmt: skip
     return patient, extra
+
+
+def _checked(config: Path) -> None:
+    """edge.toml makes sense, and so does what it names."""
+    settings = load(config)
+    if not settings.tasks:
+        raise UsageError(
+            f"{config} has no task, and nothing else is ever run: add [tasks.NAME] with its command"
+        )
+    for task in settings.tasks.values():
+        if not task.directory.is_dir():
+            raise UsageError(
+                f"there is no folder {task.directory} for task {task.name!r}; make it, or mend directory"
+            )
+        command = task.command[0]
+        if task.container is None and shutil.which(command, path=_path_in(task.directory, command)) is None:
+            raise UsageError(
+                f"there is no command {command!r} for task {task.name!r}; install it, or mend command"
+            )
+
+
+def _path_in(directory: Path, command: str) -> str | None:
+    """Where a command is looked for: a relative path is one of the task's folder."""
+    return str(directory) if "/" in command and not command.startswith("/") else None
 
 
 def _interpreter(settings: Settings | None) -> str:

@@ -1,5 +1,6 @@
 """The tasks of edge.toml: programs of the owner's that train, each for a run."""
 
+import difflib
 import re
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def tasks(table: Table) -> dict[str, TaskSettings]:
 
 def _task(name: str, table: Table) -> TaskSettings:
     if not table.has("command"):
+        if near := difflib.get_close_matches("command", table.values, n=1):
+            table.wrong(near[0], f"[tasks.{name}] has no key {near[0]!r}; did you mean command?")
         table.wrong(
             "command", f"[tasks.{name}] has no command; add one, as command = ['python3', 'train.py']"
         )

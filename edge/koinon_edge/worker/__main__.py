@@ -110,14 +110,19 @@ class Worker:
     def _rounds(self, session: Session) -> None:
         door = Door(Path(self.order["socket"]), self.order["run"], self.order["name"], self._gone)
         try:
-            self.desk = Desk(session, door, self.folder, self.orders, lambda: self.tell("need", {}), self.tell)
+            self.desk = Desk(
+                session, door, self.folder, self.orders, lambda: self.tell("need", {}), self.tell
+            )
             self.desk.run()
             door.tell("ended", {"status": session.status, "reason": session.reason})
         except Lost as lost:
             code, detail = self.orders.died or ("FAILED", str(lost))
-            session.leave(code, detail)
+            if code == "ENDED":
+                detail += ", without joining: does it call koinon.join()?"
+            said = detail if code == "FAILED" else f"{code}: {detail}"
+            session.leave(code, said)
             self.tell("lost", {"why": str(lost)})
-            self.tell("phase", {"state": "ABORTED", "reason": f"{code}: {detail}"})
+            self.tell("phase", {"state": "ABORTED", "reason": said})
         except KoinonError as error:
             session.leave("REFUSED", str(error))
             raise
@@ -164,7 +169,7 @@ class Worker:
 
 def main() -> None:
     """The entry point."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     line = Line(socket.socket(fileno=int(sys.argv[1])))
     heard = line.hear()
     if heard is None or heard[0] != "work":

@@ -50,6 +50,7 @@ class Desk:
     ready: Ready | None = None
     model: RemoteModel | None = None
     shrink: int = 0
+    failed: bool = False
     _cancelled: set[int] = field(default_factory=set)
 
     def run(self) -> None:
@@ -66,6 +67,8 @@ class Desk:
             self.tell("phase", {"state": "TRAINING", "round": task.round})
             if not self._handed_over(task):
                 self._work(task)
+            if self.failed:  # the daemon says when it is tried again
+                return
 
     # -- the program ------------------------------------------------------------------------------------------
 
@@ -143,7 +146,7 @@ class Desk:
                     return
                 if attempt or not again:
                     code, detail = self.orders.died or ("FAILED", str(lost))
-                    task.decline(detail, code=code)
+                    self._decline(task, code, detail)
                     return
 
     def _again(self) -> bool:
@@ -197,7 +200,7 @@ class Desk:
                         model.loaded()
                     return
                 case "failed":
-                    task.decline(self._words(said), code="FAILED")
+                    self._decline(task, "FAILED", self._words(said))
                     raise Lost("the training program failed")
                 case "declined":
                     task.decline(str(said.get("reason") or "the loop was left")[:500])
@@ -239,6 +242,13 @@ class Desk:
         if self.session.secure:
             return f"{kind} (its words are in the device's own log)"
         return f"{kind}: {said.get('message')}"[:500]
+
+    def _decline(self, task: Task, code: str, detail: str) -> None:
+        """No update of this round, by the program's fault: the operator hears the name of it, and its owner."""
+        said = detail if code == "FAILED" else f"{code}: {detail}"
+        task.decline(said, code=code)
+        self.tell("phase", {"state": "ABORTED", "round": task.round, "reason": said})
+        self.failed = True
 
     # -- after a kill -----------------------------------------------------------------------------------------
 
