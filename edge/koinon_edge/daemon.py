@@ -31,6 +31,7 @@ _log = logging.getLogger("koinon.edge")
 _LOOK = 15.0  # seconds between two looks at the gate while nothing is done
 _WATCH = 2.0  # and while something is
 _TICK = 2.0
+_PASSING = ("UNAVAILABLE", "CONFLICT", "STORE")  # nobody answers, the last worker still ends, the disk is full
 _MOVING = ("CHECKED_IN", "DOWNLOADING", "UPLOADING")  # states in which bytes are moved
 _NOTE = 30.0  # seconds between two words about the device's condition while it works
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
@@ -248,7 +249,7 @@ class Daemon:
         if outcome.trouble is not None:
             code, message = outcome.trouble
             self._tell(message)
-            if code == "UNAVAILABLE" and self.life.now.works:  # nobody answers: what is under way waits
+            if code in _PASSING and self.life.now.works:  # what is under way waits
                 return self._pauses.next()
             self.life.move("ABORTED", message)
         elif self.life.now.works:
