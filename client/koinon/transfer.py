@@ -34,6 +34,10 @@ __all__ = ["Line", "Transfers"]
 _RESENDS = 3
 _SYNC_EVERY = 0.1
 _QUEUED = 1.0
+_CUTS = (
+    grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)  # fmt: skip
 _WORKED = 60.0  # seconds, to Pauses: an attempt that brought something is not one that failed at once
 Attempt = Callable[[grpc.aio.Channel], Coroutine[Any, Any, None]]
 
@@ -86,9 +90,9 @@ class Transfers:
                 if isinstance(error, BadBlob) and resends < _RESENDS:
                     # What an older stream left on its way arrived in between, or was damaged: look again, and send it.
                     resends += 1
-                elif not passing(error) and self._line.stands(channel):
+                elif not (_torn(raised) or passing(error)) and self._line.stands(channel):
                     raise error from raised
-                if all(key != ERROR_KEY for key, _ in raised.trailing_metadata() or ()):
+                if _torn(raised):
                     pieces.cut()
             except (Unavailable, grpc.aio.UsageError):
                 pieces.cut()  # or the connection was closed between two calls: go on where it stopped
@@ -127,6 +131,7 @@ class Transfers:
             digest=blob.digest, size=blob.size, offset=held.offset, run=answer.run, round=answer.round
         )
         at, pieces, most = held.offset, self._up, held.most or MOST
+        clock = asyncio.get_running_loop().time
         try:
             await call.write(blobs_pb2.UploadRequest(start=start))
             if held.turns:
@@ -136,10 +141,10 @@ class Transfers:
                 message, length = await reading
                 hit("link.upload", str(at))
                 at += length
-                reading = _read(blob, at, min(2 * pieces.size, pieces.most, most))
+                reading, began = _read(blob, at, min(pieces.next, most)), clock()
                 await call.write(message)
+                pieces.arrived(clock() - began)
                 await self._pace(length)
-                pieces.arrived()
                 self._line.moved()
                 self._progress("upload", at, blob.size)
             await call.done_writing()
@@ -251,6 +256,13 @@ class Transfers:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((TOKEN_KEY, self._line.token),)
+
+
+def _torn(raised: grpc.aio.AioRpcError) -> bool:
+    """Whether a call failed with its connection, which may be noticed here before the stream beside it notices. What
+    the coordinator refuses, it refuses by name."""
+    named = any(key == ERROR_KEY for key, _ in raised.trailing_metadata() or ())
+    return not named and raised.code() in _CUTS
 
 
 def _read(blob: Blob, at: int, length: int) -> "asyncio.Future[tuple[bytes, int]]":

@@ -23,6 +23,7 @@ FLOW = [
     ("grpc.http2.max_frame_size", FIRST),
 ]
 """What both ends of a connection tell gRPC about large streams."""
+_LONG = 0.25  # seconds that a piece may take
 _CALM = 16  # pieces that arrive before a size that was too large is tried again
 _DOWNLOAD, _UPLOAD = (
     b"\x0a",
@@ -36,19 +37,28 @@ class Pieces:
 
     def __init__(self) -> None:
         self.size, self.most = FIRST, MOST
-        self._calm = 0
+        self._calm, self._quick = 0, True
 
-    def arrived(self) -> None:
-        """A piece did."""
+    @property
+    def next(self) -> int:
+        """How many bytes the piece after this one is likely to have."""
+        return min(self.size * 2, self.most) if self._quick else self.size
+
+    def arrived(self, took: float = 0.0) -> None:
+        """A piece did, in so many seconds where that is known: what takes long is all lost if the link is cut then."""
+        self._quick = took < _LONG / 2
+        if took > _LONG:
+            self.size = max(FIRST, self.size // 2)
+            return
         self._calm += 1
         if self._calm >= _CALM and self.most < MOST:
             self._calm, self.most = 0, self.most * 2
-        self.size = min(self.size * 2, self.most)
+        self.size = self.next
 
     def cut(self) -> None:
         """The link was cut."""
         self.most = max(FIRST, self.size // 2)
-        self.size, self._calm = FIRST, 0
+        self.size, self._calm, self._quick = FIRST, 0, True
 
 
 def upload_piece(data: bytes | memoryview) -> bytes:
