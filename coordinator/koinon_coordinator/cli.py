@@ -135,9 +135,10 @@ def serve(
     keepalive: Annotated[
         str,
         typer.Option(
-            help="How often a silent connection is asked for a sign of life; 4m for devices that pay for bytes."
+            help="How often a silent connection is asked for a sign of life, for example 4m where devices pay for bytes; "
+            "default: 30s."
         ),
-    ] = "30s",
+    ] = "",
     plugin: Annotated[
         list[str] | None, typer.Option(help="A module with your own strategies; may be repeated.")
     ] = None,

@@ -55,7 +55,7 @@ class Config:
     device_rate: str = ""
     device_quota: str = ""
     visit_period: str = "5m"
-    keepalive: str = "30s"
+    keepalive: str = ""
 
     @property
     def quota_bytes(self) -> int | None:
@@ -118,6 +118,8 @@ class Config:
     @property
     def keepalive_seconds(self) -> float:
         """Seconds after which a connection that says nothing is asked whether it lives."""
+        if not self.keepalive:
+            return 0.0  # as usual: service/listening.py
         seconds = _seconds(self.keepalive)
         if not 10 <= seconds <= 3600:
             raise UsageError(

@@ -190,7 +190,7 @@ def test_a_device_that_says_what_cannot_be_is_heard_all_the_same(coordinator):
         odd.say(spent=pb.Spent(run=run, round=1, phases=[pb.Phase(name="train", joules=1.0)]))
         odd.say(spent=pb.Spent(run="another", round=1))
         odd.say(recall=pb.Recall(run=run))
-        assert odd.hear("standing").round == 1, "none of it is answered with trouble"
+        assert odd.hear("standing").run == run, "none of it is answered with trouble"
         found = devices_of(coordinator.address)["odd"]
     assert (found.condition_at, found.HasField("condition")) == (0.0, False)
 
