@@ -135,7 +135,7 @@ def serve(
     keepalive: Annotated[
         str,
         typer.Option(
-            help="How often a silent connection is asked for a sign of life, for example 4m where devices pay for bytes; "
+            help="How often a silent connection is asked for a sign of life, for example 4m where bytes cost money; "
             "default: 30s."
         ),
     ] = "",
