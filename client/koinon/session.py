@@ -137,6 +137,8 @@ class Session:
         self.status, self.reason = "", ""
         """How the run ended, once it has: "finished", "failed" or "cancelled", and why."""
         self.evaluates = False
+        self.failure: KoinonError | None = None
+        """Why the coordinator hears no more of this device, where that is so."""
         self.settled: Callable[[int, str], None] = lambda round_, outcome: None
         """Told of each round whose update's fate becomes known, and what it is: "counted", or why not."""
         self._link, self._run_name = link, run
@@ -235,6 +237,12 @@ class Session:
         """The round of an update that was handed in and whose fate is not known yet; 0 if there is none."""
         with self._lock:
             return self._talk.owes
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is work that was asked for and not handed in."""
+        with self._lock:
+            return self._talk.member.stage == "working"
 
     @property
     def task(self) -> Task | None:
@@ -418,6 +426,7 @@ class Session:
         self._refuse(error)
 
     def _refuse(self, error: KoinonError) -> None:
+        self.failure = error
         if self._joined.is_set():
             self._news.put(error)
         else:

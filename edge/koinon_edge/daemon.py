@@ -51,12 +51,14 @@ class _Pauses:
 
     first: float = _FIRST_PAUSE
     longest: float = _LONGEST_PAUSE
+    least: float = 0.0
+    """The share of the ceiling that is always waited."""
     failures: int = 0
 
     def next(self) -> float:
         self.failures += 1
         ceiling = min(self.longest, self.first * 2.0 ** min(self.failures, 16))
-        return random.uniform(0, ceiling)  # noqa: S311 - jitter, not a secret
+        return random.uniform(self.least * ceiling, ceiling)  # noqa: S311 - jitter, not a secret
 
     def over(self) -> None:
         self.failures = 0
@@ -81,7 +83,7 @@ class Daemon:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _shift: Shift | None = None
     _pauses: _Pauses = field(default_factory=_Pauses)
-    _failing: _Pauses = field(default_factory=lambda: _Pauses(_FAILING_PAUSE, _PATIENT))
+    _failing: _Pauses = field(default_factory=lambda: _Pauses(_FAILING_PAUSE, _PATIENT, 0.5))
     _tries: int = 0
     _said: str = ""
     _watch: Watch | None = None
@@ -120,7 +122,10 @@ class Daemon:
                 self._tell(str(error))
                 pause = self._pauses.next()
             except KoinonError as error:
-                self._stand_still(str(error))
+                self._tell(str(error))
+                if not self.life.now.works:
+                    with suppress(StoreError):
+                        self.life.move("IDLE", str(error))
                 pause = self._pauses.next()
             except OSError as error:
                 self._tell(

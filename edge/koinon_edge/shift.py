@@ -86,6 +86,8 @@ class Shift:
     _idle_since: float | None = None
     _training_since: float | None = None
     _ending: bool = False
+    _paused: bool = False
+    _replacing: bool = False
     _beside: set["asyncio.Future[None]"] = field(default_factory=set)
 
     # -- its life ---------------------------------------------------------------------------------------------
@@ -141,17 +143,20 @@ class Shift:
         self._say("rest", reason)
 
     def pause(self) -> None:
-        """The program stands still."""
+        """The program stands still, also one that is started meanwhile."""
+        self._paused = True
         if self._program is not None:
             self._program.pause()
 
     def go_on(self) -> None:
+        self._paused = False
         if self._program is not None:
             self._program.go_on()
         self._say("go on", "")
 
     def hand_in(self, reason: str) -> None:
         """The work under way ends with what there is; without that, it is given up after the program's grace."""
+        self._paused = False
         if self._program is not None:
             self._program.go_on()
         self._say("stop", reason)
@@ -249,7 +254,9 @@ class Shift:
 
     async def _start_program(self) -> None:
         if self._program is not None:
+            self._replacing = True  # of its end nobody need hear: it would be taken for the new one's
             await self._end_program("another is started in its place")
+            self._replacing = False
         place, task = self.place, self.task
         given = {
             **task.environment, "KOINON_SOCKET": str(place.socket(task)), "KOINON_RUN": self.run,
@@ -278,6 +285,8 @@ class Shift:
         if program.limits.why and (task.memory or task.cpus):
             self.say(f"{task.name} runs without its limits: {program.limits.why}")
         self._program = program
+        if self._paused:
+            program.pause()
         self._training_since = asyncio.get_running_loop().time()  # joining is part of what it may take
         self._waiting = asyncio.create_task(self._wait_for(program), name="koinon-program")
 
@@ -288,6 +297,8 @@ class Shift:
         self._died(end)
 
     def _died(self, end: End) -> None:
+        if self._replacing:
+            return
         late = end.detail.startswith("TIMEOUT")
         if end.kind not in ("ENDED", "STOPPED") or late:
             self.say(f"{self.task.name}: {end.kind}: {end.detail}")

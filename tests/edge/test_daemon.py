@@ -249,3 +249,15 @@ def test_a_program_whose_daemon_was_killed_is_ended_by_the_next_one(daemons):
     daemon.wait(lambda life: len((daemon.folder / "pids").read_text().split()) == 2)
     stat = Path(f"/proc/{old}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_program_that_takes_longer_to_join_than_it_would_be_kept_works_all_the_same(daemons):
+    script = (Path(__file__).parents[2] / "examples" / "edge" / "train.py").read_text()
+    daemons(script="import time; time.sleep(1.5)\n" + script, task="linger = 0.3")
+    run = koinon.Run(
+        daemons.run, model={"mean": np.zeros(4)}, rounds=2, min_clients=1, clients=1, aggregation="open", codec="raw",
+        evaluate=False,
+    )  # fmt: skip
+    handle = run.create(daemons.coordinator.address)
+    handle.wait()
+    assert [i.code for i in incidents(handle)] == []

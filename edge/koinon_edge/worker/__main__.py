@@ -19,7 +19,7 @@ from koinon import progress
 from koinon.session import Session, join
 from koinon_core.errors import KoinonError
 from koinon_edge.line import Line
-from koinon_edge.worker.desk import Desk, Orders
+from koinon_edge.worker.desk import Desk, Orders, forget
 from koinon_edge.worker.door import Door, Lost
 from koinon_edge.worker.network import Network
 
@@ -103,7 +103,9 @@ class Worker:
                 self._rounds(self.session)
             self._settle(self.session)
         finally:
-            self.session.close()
+            # What was asked meanwhile, and not begun, is the next shift's.
+            failed = self.desk is not None and self.desk.failed
+            self.session.close(leave=failed or not self.session.asked)
         if self.session.status:
             self.tell("over", {"status": self.session.status, "reason": self.session.reason})
 
@@ -141,6 +143,8 @@ class Worker:
         if owed:
             self.tell("phase", {"state": "UPLOADING", "round": owed})
         while session.owes:
+            if session.failure is not None:
+                raise session.failure
             time.sleep(_LOOK)
         return bool(owed)
 
@@ -150,16 +154,18 @@ class Worker:
         assert session is not None
         while True:
             time.sleep(_LOOK)
-            if session.owes:
+            if session.owes or (self.desk is not None and self.desk.admitting):
                 self._busy_at = time.monotonic()
             idle = time.monotonic() - self._busy_at
-            if self.orders.rest or idle > float(self.order.get("linger", 60.0)):
-                session.rest()
+            if (self.orders.rest or idle > float(self.order.get("linger", 60.0))) and session.rest():
+                return
 
     def _settled(self, round_: int, outcome: str) -> None:
         """An update's fate is known."""
         if self.desk is not None:
             self.desk.forget(round_)
+        else:
+            forget(self.folder)
         state = "DONE" if outcome == "counted" else "ABORTED"
         self.tell("phase", {"state": state, "round": round_, "reason": outcome})
 

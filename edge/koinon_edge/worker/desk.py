@@ -20,7 +20,7 @@ from koinon_core.errors import KoinonError
 from koinon_edge.worker.door import Door, Lost, Ready, error_line
 from koinon_edge.worker.remote import RemoteModel, RemoteSteering
 
-__all__ = ["Desk", "Orders"]
+__all__ = ["Desk", "Orders", "forget"]
 
 _SEEN = 60.0  # seconds within which the daemon has ended a program that speaks nonsense
 
@@ -51,6 +51,8 @@ class Desk:
     model: RemoteModel | None = None
     shrink: int = 0
     failed: bool = False
+    admitting: bool = False
+    """Whether a program is awaited, which may take it a while."""
     _cancelled: set[int] = field(default_factory=set)
 
     def run(self) -> None:
@@ -75,8 +77,12 @@ class Desk:
     def _admitted(self) -> Ready:
         """A program that has joined, started if there is none. It must have the same model as the one before it."""
         self.orders.died = None
-        self.need()
-        ready = self.door.admit(self.wait)
+        self.admitting = True
+        try:
+            self.need()
+            ready = self.door.admit(self.wait)
+        finally:
+            self.admitting = False
         try:
             ready.schema.must_equal(self.session.spec.model, "your model")
             if self.ready is not None and ready.schema != self.ready.schema:
@@ -138,7 +144,7 @@ class Desk:
         for attempt in (0, 1):
             try:
                 self._present()
-                self._ask(task)
+                self._ask_of(task)
                 return
             except Lost as lost:
                 again = self._again()
@@ -166,6 +172,13 @@ class Desk:
         while self.orders.died is None and time.monotonic() < until and not self.orders.rest:
             time.sleep(0.05)
         return self.orders.died
+
+    def _ask_of(self, task: Task) -> None:
+        """Ask the program; Lost for an answer that is none."""
+        try:
+            self._ask(task)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise Lost(f"the training program answered in a way that is none ({error!r:.80})") from error
 
     def _ask(self, task: Task) -> None:
         model, steering = self.model, task.steering
@@ -279,16 +292,23 @@ class Desk:
         if kept is None or ready is None:
             return None
         with suppress(Lost, KoinonError):
-            return Ready.of(ready)
-        return None
+            found = Ready.of(ready)
+            if found.schema == self.session.spec.model:
+                return found
+        return None  # of another run, whose model was another one
 
     def forget(self, round_: int) -> None:
         """The round is settled: nothing of the program's work for it is needed any more."""
         if self.session.task is not None and self.session.task.round > round_:
             return
-        for path in self.folder.glob("*.safetensors"):
-            path.unlink(missing_ok=True)
-        (self.folder / "handed-over.json").unlink(missing_ok=True)
+        forget(self.folder)
+
+
+def forget(folder: Path) -> None:
+    """Nothing of what a program handed over in `folder` is needed any more."""
+    (folder / "handed-over.json").unlink(missing_ok=True)
+    for path in folder.glob("*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 def _text(path: Path | None) -> str | None:
