@@ -87,7 +87,6 @@ class Shift:
     _training_since: float | None = None
     _ending: bool = False
     _paused: bool = False
-    _replacing: bool = False
     _beside: set["asyncio.Future[None]"] = field(default_factory=set)
 
     # -- its life ---------------------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ class Shift:
             case "phase":
                 self._phase(said)
             case "need":
-                await self._start_program()
+                await self._start_program(int(said["number"]))
             case "lost":
                 self._failed = True
                 if self._program is not None and not self._ending:  # else its end was told already
@@ -252,11 +251,9 @@ class Shift:
 
     # -- the program ------------------------------------------------------------------------------------------
 
-    async def _start_program(self) -> None:
+    async def _start_program(self, number: int) -> None:
         if self._program is not None:
-            self._replacing = True  # of its end nobody need hear: it would be taken for the new one's
             await self._end_program("another is started in its place")
-            self._replacing = False
         place, task = self.place, self.task
         given = {
             **task.environment, "KOINON_SOCKET": str(place.socket(task)), "KOINON_RUN": self.run,
@@ -270,7 +267,7 @@ class Shift:
                 mounts = [place.socket(task).parent, place.work(task)]
                 command, ending = container.commands(task, name, given, mounts)
             except KoinonError as error:
-                self._died(End("NOT_STARTED", str(error)))
+                self._died(End("NOT_STARTED", str(error)), number)
                 return
             memory = cpus = None  # the engine's to keep
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(_KEPT)}
@@ -279,7 +276,7 @@ class Shift:
         )  # fmt: skip
         failed = await program.start()
         if failed is not None:
-            self._died(failed)
+            self._died(failed, number)
             return
         self.say(f"{task.name} is started for run {self.run}")
         if program.limits.why and (task.memory or task.cpus):
@@ -288,24 +285,22 @@ class Shift:
         if self._paused:
             program.pause()
         self._training_since = asyncio.get_running_loop().time()  # joining is part of what it may take
-        self._waiting = asyncio.create_task(self._wait_for(program), name="koinon-program")
+        self._waiting = asyncio.create_task(self._wait_for(program, number), name="koinon-program")
 
-    async def _wait_for(self, program: Program) -> None:
+    async def _wait_for(self, program: Program, number: int) -> None:
         end = await program.wait()
         if self._program is program:
             self._program = None
-        self._died(end)
+        self._died(end, number)
 
-    def _died(self, end: End) -> None:
-        if self._replacing:
-            return
+    def _died(self, end: End, number: int) -> None:
         late = end.detail.startswith("TIMEOUT")
         if end.kind not in ("ENDED", "STOPPED") or late:
             self.say(f"{self.task.name}: {end.kind}: {end.detail}")
         self._failed = self._failed or end.kind not in ("ENDED", "STOPPED") or late
         named, _, detail = end.detail.partition(": ")
         code, detail = (named, detail) if named in ("RESTED", "TIMEOUT") else (end.kind, end.detail)
-        self._say("died", {"code": code, "detail": detail})
+        self._say("died", {"number": number, "code": code, "detail": detail})
 
     async def _end_program(self, reason: str, code: str = "") -> None:
         if self._program is None:

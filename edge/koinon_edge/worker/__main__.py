@@ -59,7 +59,8 @@ class Worker:
                 case "go on":
                     self.orders.stop = ""
                 case "died":
-                    self.orders.died = str(said["code"]), str(said["detail"])
+                    if said["number"] == self.orders.wanted:
+                        self.orders.died = str(said["code"]), str(said["detail"])
                 case "rest":
                     self.orders.rest = str(said)
                 case "condition":
@@ -113,7 +114,12 @@ class Worker:
         door = Door(Path(self.order["socket"]), self.order["run"], self.order["name"], self._gone)
         try:
             self.desk = Desk(
-                session, door, self.folder, self.orders, lambda: self.tell("need", {}), self.tell
+                session,
+                door,
+                self.folder,
+                self.orders,
+                lambda: self.tell("need", {"number": self.orders.wanted}),
+                self.tell,
             )
             self.desk.run()
             door.tell("ended", {"status": session.status, "reason": session.reason})

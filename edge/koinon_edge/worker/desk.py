@@ -32,6 +32,8 @@ class Orders:
 
     stop: str = ""
     died: tuple[str, str] | None = None
+    wanted: int = 0
+    """The number of the program that was asked for last: of others' ends nobody need hear."""
     rest: str = ""
 
 
@@ -76,6 +78,7 @@ class Desk:
 
     def _admitted(self) -> Ready:
         """A program that has joined, started if there is none. It must have the same model as the one before it."""
+        self.orders.wanted += 1
         self.orders.died = None
         self.admitting = True
         try:
