@@ -54,12 +54,14 @@ class Program:
     limits: Limits = field(default_factory=Limits)
     _stopped: str = ""
     _killed: bool = False
+    _before: int = 0
     _paused: bool = False
     _mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     async def start(self) -> End | None:
         """Start it; an End if that cannot be."""
         self.limits = cgroups.make(self.name, self.memory, self.cpus)
+        self._before = self.limits.killed()  # in a group that a daemon before this one left
         try:
             self.process = await asyncio.create_subprocess_exec(
                 *self.command, cwd=self.directory, env={**self.environment, _MARK: self._mark},
@@ -123,7 +125,7 @@ class Program:
 
     def _end(self, status: int) -> End:
         what = Path(self.command[0]).name
-        killed = self.limits.killed()
+        killed = self.limits.killed() > self._before
         if killed or (status in (-signal.SIGKILL, _NO_MEMORY) and not self._killed):
             sure = "was killed by the kernel for memory" if killed else "was killed, most likely for memory"
             limit = f" (it may have {self.memory / 1e6:.0f} MB)" if self.memory else ""

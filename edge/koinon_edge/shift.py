@@ -259,7 +259,7 @@ class Shift:
             **task.environment, "KOINON_SOCKET": str(place.socket(task)), "KOINON_RUN": self.run,
             "PYTHONPATH": os.pathsep.join(filter(None, (task.environment.get("PYTHONPATH"), str(place.child)))),
         }  # fmt: skip
-        name = f"koinon-{files.safe(f'{place.name}-{task.name}')}"
+        name = f"koinon-{files.safe(f'{place.name}-{task.name}-{place.folder}')}"
         command, memory, cpus = list(task.command), task.memory, task.cpus
         ending: list[str] = []
         if task.container is not None:

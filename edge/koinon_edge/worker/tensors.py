@@ -119,7 +119,7 @@ def _places(fd: int, schema: Schema) -> dict[str, int]:
         entries.pop("__metadata__", None)
         _check_names(entries, schema)
         return {f.name: _place(entries[f.name], f, _LENGTH.size + length, size) for f in schema}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadUpdate(f"what the training program saved cannot be read ({error!r})") from error
 
 
