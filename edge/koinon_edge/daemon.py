@@ -31,11 +31,8 @@ _log = logging.getLogger("koinon.edge")
 _LOOK = 15.0  # seconds between two looks at the gate while nothing is done
 _WATCH = 2.0  # and while something is
 _TICK = 2.0
-_PASSING = (
-    "UNAVAILABLE",
-    "CONFLICT",
-    "STORE",
-)  # nobody answers, the last worker still ends, the disk is full
+# Nobody answers, the last worker still ends, the disk is full.
+_PASSING = ("UNAVAILABLE", "CONFLICT", "STORE")
 _MOVING = ("CHECKED_IN", "DOWNLOADING", "UPLOADING")  # states in which bytes are moved
 _NOTE = 30.0  # seconds between two words about the device's condition while it works
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0

@@ -54,8 +54,8 @@ class Watcher:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a shift ended. `over` says that the run is, and why; `trouble` what the worker could not go on for, with its
-    code; `crashed` that it died, `left` that it was ended with its work under way;
-    `failed` that the owner's program went wrong, and no round was counted after that."""
+    code; `crashed` that it died, `left` that it was ended with its work under way, `failed` that the owner's program
+    went wrong, and no round was counted after that."""
 
     over: str = ""
     trouble: tuple[str, str] | None = None
@@ -165,7 +165,7 @@ class Shift:
         await self._end_program(reason)
 
     def tick(self, now: float) -> None:
-        """Once a second: ends a program that has worked for too long, or that has had nothing to do for a while."""
+        """Every few seconds: ends a program that has worked for too long, or that has had nothing to do for a while."""
         if self._training_since is not None and now - self._training_since > self.task.timeout:
             self._training_since = None
             reason = f"TIMEOUT: {self.task.name} worked for more than {self.task.timeout:g} s"
@@ -212,7 +212,8 @@ class Shift:
             round_ = 0
         self._training_since = now if state == "TRAINING" else None
         self._idle_since = None if state in ("TRAINING", "PACKING", "DOWNLOADING") else now
-        self.life.move(state, str(said.get("reason") or ""), task=self.task.name, round=round_)  # type: ignore[arg-type]
+        reason = str(said.get("reason") or "")
+        self.life.move(state, reason, task=self.task.name, round=round_)  # type: ignore[arg-type] # the worker's word
         self.watcher.phase(state, round_)
 
     def _settled(self, round_: int, outcome: str) -> None:
